@@ -1,0 +1,201 @@
+//! The port to PostgreSQL: what the domain needs of an engine and of a connection, and what it may rely on.
+//!
+//! Names no driver. Invariant: a dropped [`Connection`] is discarded; only [`Connection::release`] gives it back.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::error::{Error, Exhausted, PgError};
+use super::statement::{ResultLimits, ResultSet, Statement};
+
+/// A configured PostgreSQL target with its pool.
+#[async_trait]
+pub trait Engine: Debug + Send + Sync {
+    /// What is behind the engine.
+    fn info(&self) -> EngineInfo;
+
+    /// Takes a connection out of the pool, opening one if need be. Bounded by the engine's own timeouts.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the pool whole.
+    async fn checkout(&self) -> Result<Box<dyn Connection>, CheckoutError>;
+
+    /// Proves that PostgreSQL answers. A pool whose connections are all in use is an answer.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the pool whole.
+    async fn probe(&self) -> Result<(), CheckoutError>;
+}
+
+/// What [`Engine::info`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// The engine's configured name.
+    pub name: String,
+    /// The database.
+    pub database: String,
+    /// The user.
+    pub user: String,
+    /// PostgreSQL's version; empty before the first connection.
+    pub server_version: String,
+}
+
+/// Why there is no connection. Nothing ran.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum CheckoutError {
+    /// All connections stayed in use for this long.
+    #[error("no connection came free within {}", humantime::format_duration(*.0))]
+    Wait(Duration),
+    /// The server could not be reached, or broke off.
+    #[error("{0}")]
+    Unreachable(String),
+    /// The server refused the login.
+    #[error("{0}")]
+    Refused(Box<PgError>),
+}
+
+impl CheckoutError {
+    pub(super) fn into_error(self, engine: &str) -> Error {
+        match self {
+            Self::Wait(waited) => Error::Exhausted(Exhausted::PoolWait(waited)),
+            Self::Unreachable(cause) => Error::Unreachable { engine: engine.to_owned(), cause },
+            Self::Refused(error) => Error::Database(error),
+        }
+    }
+}
+
+/// One PostgreSQL backend, owned by one transaction task.
+#[async_trait]
+pub trait Connection: Send {
+    /// The backend's process id.
+    fn backend_pid(&self) -> i32;
+
+    /// A way to stop the running statement from outside.
+    fn canceller(&self) -> Arc<dyn Canceller>;
+
+    /// What PostgreSQL last said of the transaction.
+    fn status(&self) -> TransactionStatus;
+
+    /// Runs a statement to its end, in a transaction begun in the same round trip when `begin` is given. On return
+    /// PostgreSQL is ready for the next one, unless the connection is lost.
+    ///
+    /// # Cancel safety
+    /// None: a dropped future leaves the connection in the middle of an answer. Drop the connection too.
+    async fn execute(
+        &mut self,
+        begin: Option<&TransactionOptions>,
+        statement: &Statement,
+        limits: ResultLimits,
+    ) -> Result<ResultSet, StatementError>;
+
+    /// Commits and tells the truth about it.
+    ///
+    /// # Cancel safety
+    /// None: never drop this future.
+    async fn commit(&mut self) -> CommitVerdict;
+
+    /// Rolls back; on success PostgreSQL is idle.
+    ///
+    /// # Cancel safety
+    /// None: a dropped future leaves the connection in the middle of an answer. Drop the connection too.
+    async fn rollback(&mut self) -> Result<(), Lost>;
+
+    /// Resolves when the connection is gone.
+    ///
+    /// # Cancel safety
+    /// Safe to drop and call again.
+    async fn lost(&mut self) -> Lost;
+
+    /// Gives the connection back: proven idle, cleaned of all session state, both within a bound; closes it otherwise.
+    ///
+    /// # Cancel safety
+    /// Dropping the future discards the connection.
+    async fn release(self: Box<Self>);
+}
+
+/// Stops a connection's running statement.
+#[async_trait]
+pub trait Canceller: Send + Sync {
+    /// Asks the server to cancel. Returns when the server has dealt with the request, so that it cannot hit a later
+    /// statement, or with why it could not be asked.
+    ///
+    /// # Cancel safety
+    /// None: after a dropped future the request may still arrive. Drop the connection too.
+    async fn cancel(&self) -> Result<(), Lost>;
+}
+
+/// The connection is gone, and how.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Lost(pub String);
+
+/// The status byte of PostgreSQL's ReadyForQuery.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionStatus {
+    /// No transaction.
+    Idle,
+    /// In a transaction.
+    Open,
+    /// In a transaction that failed.
+    Failed,
+}
+
+/// How a transaction begins.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TransactionOptions {
+    /// `None`: PostgreSQL's default.
+    pub isolation_level: Option<IsolationLevel>,
+    /// READ ONLY.
+    pub read_only: bool,
+    /// DEFERRABLE.
+    pub deferrable: bool,
+    /// SET LOCAL lock_timeout.
+    pub lock_timeout: Option<Duration>,
+    /// PostgreSQL's own statement_timeout, the net under our clock.
+    pub statement_net: Duration,
+    /// PostgreSQL's own idle_in_transaction_session_timeout, the net under a broker that died.
+    pub idle_net: Duration,
+}
+
+/// SQL's isolation levels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the names are SQL's")]
+pub enum IsolationLevel {
+    ReadUncommitted,
+    ReadCommitted,
+    RepeatableRead,
+    Serializable,
+}
+
+/// Why a statement has no result.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StatementError {
+    /// Found wrong before it ran; [`Connection::status`] tells where that leaves the transaction.
+    Refused(Error),
+    /// PostgreSQL failed it.
+    Failed(Box<PgError>),
+    /// It ran, but its result cannot be returned: it passed a limit, or holds what this broker cannot carry.
+    Unreturnable(Error),
+    /// The connection went away before the transaction had begun.
+    LostBeforeBegin(Lost),
+    /// The connection went away in the transaction.
+    Lost(Lost),
+}
+
+/// What COMMIT did.
+#[derive(Debug, Clone, PartialEq)]
+pub enum CommitVerdict {
+    /// Committed, with the transaction's xid8.
+    Committed(u64),
+    /// Ended well without having written.
+    NothingWritten,
+    /// The transaction had failed; PostgreSQL rolled it back.
+    RolledBack,
+    /// The commit itself failed, as a deferred constraint makes it, and PostgreSQL rolled back.
+    Failed(Box<PgError>),
+    /// The connection went away before the answer. The xid8 is known when it came before.
+    Unknown(Option<u64>, Lost),
+}

@@ -1,0 +1,189 @@
+//! Everything that can go wrong, as one enum split by who must act on it.
+//!
+//! Knows no gRPC codes: `grpc/status` alone picks them. Invariant: no variant holds a secret or a parameter's value.
+
+use std::time::Duration;
+
+use super::session::SessionState;
+use super::transaction::Verdict;
+
+/// Why a call failed.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    /// The request is wrong: the caller must change it. Nothing ran.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// The request's field, "parameters[0].value".
+        field: String,
+        /// What is wrong with it, and what to do instead.
+        problem: String,
+    },
+    /// The token names no session, or another principal's.
+    #[error("no such session: begin one with BeginSession")]
+    SessionUnknown,
+    /// The session is over; nothing ran.
+    #[error("session ended: {0}")]
+    SessionEnded(EndReason),
+    /// The broker takes no new sessions.
+    #[error("the broker is draining: begin the session on another replica")]
+    Draining,
+    /// A limit was met.
+    #[error("{0}")]
+    Exhausted(Exhausted),
+    /// No connection to PostgreSQL; nothing ran.
+    #[error("engine {engine} is unreachable: {cause}")]
+    Unreachable {
+        /// The engine's name.
+        engine: String,
+        /// What opening or using the connection said.
+        cause: String,
+    },
+    /// PostgreSQL refused the statement or the connection.
+    #[error("{0}")]
+    Database(Box<PgError>),
+    /// A time limit stopped the statement; PostgreSQL has confirmed that it stopped.
+    #[error("statement stopped after {}: {bound} ran out", humantime::format_duration(*.after))]
+    DeadlineExceeded {
+        /// The limit that won.
+        bound: Bound,
+        /// How long the statement was allowed.
+        after: Duration,
+    },
+    /// COMMIT of a failed transaction: PostgreSQL rolled it back.
+    #[error("nothing was committed: a statement had failed, so PostgreSQL rolled the transaction back")]
+    CommitRolledBack,
+    /// The answer to COMMIT was lost.
+    #[error("the commit's outcome is unknown: the connection was lost before PostgreSQL answered")]
+    CommitUnknown,
+    /// A defect of ours.
+    #[error("internal error")]
+    Internal,
+}
+
+impl Error {
+    /// A request's field is wrong.
+    pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid { field: field.into(), problem: problem.into() }
+    }
+}
+
+/// A limit that was met, and its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Exhausted {
+    /// The broker's sessions.
+    #[error("the broker holds its maximum of {0} sessions")]
+    Sessions(usize),
+    /// Calls waiting on one session.
+    #[error("the session has its maximum of {0} calls waiting")]
+    SessionQueue(u32),
+    /// The wait for a connection.
+    #[error("no connection came free within {}", humantime::format_duration(*.0))]
+    PoolWait(Duration),
+    /// A result's rows.
+    #[error("the result has more than {0} rows: narrow it, for example with LIMIT")]
+    ResultRows(u64),
+    /// A result's size.
+    #[error("the result is larger than {0} bytes: narrow it, for example with LIMIT")]
+    ResultBytes(usize),
+}
+
+/// Which time limit bounds a statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    /// The call's gRPC deadline.
+    GrpcDeadline,
+    /// `ExecuteRequest.timeout`.
+    Request,
+    /// The session's statement timeout: asked for by its options, or the profile's.
+    StatementTimeout,
+    /// What the transaction had left.
+    TransactionTimeout,
+}
+
+impl Bound {
+    /// The stable name callers see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::GrpcDeadline => "grpc_deadline",
+            Self::Request => "timeout",
+            Self::StatementTimeout => "statement_timeout",
+            Self::TransactionTimeout => "transaction_timeout",
+        }
+    }
+}
+
+impl std::fmt::Display for Bound {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a session ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum EndReason {
+    /// Close was called.
+    #[error("closed")]
+    Closed,
+    /// No call came within the lease.
+    #[error("lease expired")]
+    LeaseExpired,
+    /// It reached its maximum age.
+    #[error("maximum age reached")]
+    MaxAge,
+    /// Its transaction stayed open too long.
+    #[error("transaction deadline passed")]
+    TransactionDeadline,
+    /// The broker stopped.
+    #[error("drained")]
+    Drained,
+    /// The connection to PostgreSQL was lost in mid-transaction.
+    #[error("backend lost")]
+    BackendLost,
+}
+
+/// An error or a notice, with every field PostgreSQL sent.
+#[derive(Debug, Clone, Default, PartialEq, Eq, thiserror::Error)]
+#[error("{message} (SQLSTATE {sqlstate})")]
+#[allow(missing_docs, reason = "the names are those of PostgreSQL's protocol documentation")]
+pub struct PgError {
+    pub severity: String,
+    pub sqlstate: String,
+    pub message: String,
+    pub detail: Option<String>,
+    pub hint: Option<String>,
+    pub position: Option<u32>,
+    pub internal_position: Option<u32>,
+    pub internal_query: Option<String>,
+    pub where_: Option<String>,
+    pub schema: Option<String>,
+    pub table: Option<String>,
+    pub column: Option<String>,
+    pub datatype: Option<String>,
+    pub constraint: Option<String>,
+    pub file: Option<String>,
+    pub line: Option<u32>,
+    pub routine: Option<String>,
+}
+
+/// A failed call on a session: the error, and where it left the session.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Failure {
+    /// Why.
+    pub error: Error,
+    /// Where the session stands; `None` when there is none any more.
+    pub state: Option<SessionState>,
+    /// What became of the transaction, when the call tried to end it.
+    pub verdict: Option<Verdict>,
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { error, state: None, verdict: None }
+    }
+}
+
+impl From<EndReason> for Error {
+    fn from(reason: EndReason) -> Self {
+        Self::SessionEnded(reason)
+    }
+}

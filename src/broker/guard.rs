@@ -1,0 +1,187 @@
+//! Refuses SQL that would begin, end or divert the transaction behind the broker's back.
+//!
+//! Only the statement's leading words decide, so no quoting rule can hide them, and PostgreSQL itself refuses a second
+//! statement in one Execute. Invariant: nothing PostgreSQL's parser takes for transaction control gets through; should
+//! a way be found, the transaction task still sees the server idle and discards the connection.
+
+/// Says what is wrong with `sql` and which RPC to use instead.
+pub(super) fn check(sql: &str) -> Result<(), String> {
+    let mut tokens = Tokens(sql);
+    // PostgreSQL drops empty statements: "; COMMIT" is a COMMIT.
+    let Some(first) = tokens.find(|token| !matches!(token, Token::Other(';'))) else {
+        return Err("holds no statement".into());
+    };
+    let instead = match first.keyword().as_str() {
+        "BEGIN" | "START" => "a transaction begins by itself with the first Execute",
+        "COMMIT" | "END" => "call Commit, or set commit on the last Execute",
+        "ROLLBACK" | "ABORT" => "call Rollback",
+        "SAVEPOINT" | "RELEASE" => "this broker has no savepoint calls yet: use one transaction for each attempt",
+        "PREPARE" if tokens.next().is_some_and(|token| token.keyword() == "TRANSACTION") => {
+            "call Commit; two-phase commit is not offered"
+        }
+        "COPY" if tokens.any(|token| matches!(token.keyword().as_str(), "STDIN" | "STDOUT")) => {
+            return Err("copies through the connection, which Execute cannot do: use INSERT or SELECT".into());
+        }
+        _ => return Ok(()),
+    };
+    Err(format!("{} controls the transaction: {instead}", first.keyword()))
+}
+
+enum Token<'a> {
+    /// An identifier or a keyword.
+    Word(&'a str),
+    /// A quoted literal or identifier.
+    Quoted,
+    /// Any other character.
+    Other(char),
+}
+
+impl Token<'_> {
+    fn keyword(&self) -> String {
+        match self {
+            Self::Word(word) => word.to_ascii_uppercase(),
+            Self::Quoted | Self::Other(_) => String::new(),
+        }
+    }
+}
+
+/// The tokens of a statement, comments and space left out, coarse after the leading words: enough to find a keyword.
+struct Tokens<'a>(&'a str);
+
+impl<'a> Iterator for Tokens<'a> {
+    type Item = Token<'a>;
+
+    fn next(&mut self) -> Option<Token<'a>> {
+        let rest = skip_trivia(self.0);
+        let first = rest.chars().next()?;
+        let (token, length) = if is_word_start(first) {
+            let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+            (Token::Word(&rest[..end]), end)
+        } else if matches!(first, '\'' | '"') {
+            let end = rest[1..].find(first).map_or(rest.len(), |end| end + 2);
+            (Token::Quoted, end)
+        } else {
+            (Token::Other(first), first.len_utf8())
+        };
+        self.0 = &rest[length..];
+        Some(token)
+    }
+}
+
+fn is_word_start(c: char) -> bool {
+    c.is_ascii_alphabetic() || c == '_' || !c.is_ascii()
+}
+
+fn is_word(c: char) -> bool {
+    is_word_start(c) || c.is_ascii_digit() || c == '$'
+}
+
+/// What follows white space and comments, which nest as PostgreSQL's do.
+fn skip_trivia(sql: &str) -> &str {
+    let mut rest = sql;
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
+        if rest.starts_with("--") {
+            rest = rest.find(['\n', '\r']).map_or("", |end| &rest[end..]);
+        } else if rest.starts_with("/*") {
+            rest = skip_block_comment(rest);
+        } else {
+            return rest;
+        }
+    }
+}
+
+fn skip_block_comment(sql: &str) -> &str {
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(pair) = sql.as_bytes().get(at..at + 2) {
+        match pair {
+            b"/*" => depth += 1,
+            b"*/" => depth -= 1,
+            _ => {
+                at += 1;
+                continue;
+            }
+        }
+        at += 2;
+        if depth == 0 {
+            return &sql[at..];
+        }
+    }
+    // Unterminated: nothing but comment is left.
+    ""
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::check;
+
+    #[test]
+    fn transaction_control_is_refused_however_it_is_dressed() {
+        for sql in [
+            "COMMIT",
+            "commit;",
+            " \t\r\n\x0c Commit work",
+            "-- note\nCOMMIT",
+            "-- note\rCOMMIT",
+            "/* a /* nested */ comment */COMMIT",
+            ";;COMMIT",
+            "; /* x */ ; -- y\n end",
+            "COMMIT/**/AND/**/CHAIN",
+            "COMMIT PREPARED 'x'",
+            "ROLLBACK TO a",
+            "ROLLBACK PREPARED 'x'",
+            "abort",
+            "BEGIN",
+            "START TRANSACTION",
+            "END",
+            "SAVEPOINT a",
+            "RELEASE a",
+            "PREPARE/**/TRANSACTION 'x'",
+            "COPY t FROM STDIN",
+            "copy (select 'x') to stdout with (format csv)",
+        ] {
+            assert!(check(sql).is_err(), "{sql:?} was let through");
+        }
+    }
+
+    #[test]
+    fn statements_that_only_look_like_it_are_let_through() {
+        for sql in [
+            "SELECT 'COMMIT'",
+            "SELECT 1 -- COMMIT",
+            "PREPARE transaction_plan AS SELECT 1",
+            "SELECT commit FROM \"end\"",
+            "(SELECT 1)",
+            "COMMITTED",
+            "commit$1",
+            "/* COMMIT */ SELECT 1",
+            "COPY t TO '/tmp/STDOUT'",
+            "SET TRANSACTION READ ONLY",
+            "VALUES (1)",
+        ] {
+            assert_eq!(check(sql), Ok(()), "{sql:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_but_comments_is_no_statement() {
+        for sql in ["", "  ", ";", "-- only", "/* only */ ;", "/* open"] {
+            assert_eq!(check(sql), Err("holds no statement".into()), "{sql:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_judged_without_panic(sql in "\\PC*|[-/*;'\"$ \\nA-Za-zé]{0,40}") {
+            let _ = check(&sql);
+        }
+
+        #[test]
+        fn commit_behind_any_trivia_is_refused(trivia in "([ \\t\\n;]|/\\*[a-z ]{0,5}\\*/|--[a-z ]{0,5}\\n){0,8}") {
+            prop_assert!(check(&format!("{trivia}CoMMit")).is_err());
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The domain: sessions, their leases, their transactions, and what became of them.
+//!
+//! Knows no tonic, prost, tokio_postgres or deadpool: callers reach it through [`Broker`] and [`Session`], and it
+//! reaches PostgreSQL through the port in [`engine`]. Invariant: nothing a caller does or fails to do leaves a
+//! transaction, a connection or a session behind.
+
+pub mod value;
+
+mod guard;
+pub mod statement;
+
+pub mod error;
+pub mod principal;
+pub mod profile;
+pub mod token;
+
+pub mod engine;
+pub mod session;
+
+mod lease;
+mod reaper;
+mod registry;
+mod transaction;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tracing::{info, warn};
+
+pub use transaction::Verdict;
+
+use engine::{Engine, IsolationLevel, TransactionOptions};
+use error::{EndReason, Error};
+use principal::Principal;
+use profile::{Limits, Profile};
+use registry::Registry;
+use session::{Session, SessionOptions};
+use token::SessionToken;
+
+/// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
+const NET_SLACK: Duration = Duration::from_secs(5);
+
+/// The most labels of a session, and the longest key and value in bytes: enough for a name, a version and a trace.
+const LABELS_MAX: usize = 16;
+const LABEL_KEY_BYTES_MAX: usize = 63;
+const LABEL_VALUE_BYTES_MAX: usize = 255;
+
+/// Lends sessions.
+#[derive(Debug)]
+pub struct Broker {
+    owner: String,
+    engines: BTreeMap<String, Arc<dyn Engine>>,
+    default_engine: String,
+    profile: Arc<Profile>,
+    new_leases: mpsc::UnboundedSender<reaper::Watched>,
+    _reaper: AbortOnDropHandle<()>,
+    shared: Arc<Shared>,
+}
+
+/// What every session needs of its broker.
+#[derive(Debug)]
+struct Shared {
+    registry: Registry,
+    /// The transaction tasks.
+    transactions: TaskTracker,
+    draining: AtomicBool,
+}
+
+impl Shared {
+    fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+}
+
+/// What a caller asks of a new session.
+#[derive(Debug, Default)]
+pub struct BeginSession {
+    /// Empty: the default engine.
+    pub engine: String,
+    /// `None`: the profile's.
+    pub lease_ttl: Option<Duration>,
+    /// The isolation level of its transactions.
+    pub isolation_level: Option<IsolationLevel>,
+    /// Its transactions are READ ONLY.
+    pub read_only: bool,
+    /// Its transactions are DEFERRABLE.
+    pub deferrable: bool,
+    /// `None`: the profile's, which is also the most.
+    pub statement_timeout: Option<Duration>,
+    /// `None`: PostgreSQL's.
+    pub lock_timeout: Option<Duration>,
+    /// `None`: the profile's, which is also the most.
+    pub transaction_timeout: Option<Duration>,
+    /// For operators.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A session as granted.
+#[derive(Debug)]
+pub struct Granted {
+    /// The session.
+    pub session: Arc<Session>,
+    /// The credential that opens it.
+    pub token: SessionToken,
+    /// The lease granted.
+    pub lease_ttl: Duration,
+}
+
+impl Broker {
+    /// A broker named `owner` for these engines. Call it on a tokio runtime: it starts the reaper.
+    ///
+    /// # Panics
+    /// When `default_engine` is not among the engines.
+    pub fn new(
+        owner: String,
+        engines: BTreeMap<String, Arc<dyn Engine>>,
+        default_engine: String,
+        profile: Profile,
+        limits: Limits,
+    ) -> Self {
+        assert!(engines.contains_key(&default_engine), "the configuration names an existing default engine");
+        let shared = Arc::new(Shared {
+            registry: Registry::new(limits),
+            transactions: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+        });
+        let (new_leases, received) = mpsc::unbounded_channel();
+        let sessions = shared.clone();
+        let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
+        let reaper = AbortOnDropHandle::new(reaper);
+        Self { owner, engines, default_engine, profile: Arc::new(profile), new_leases, _reaper: reaper, shared }
+    }
+
+    /// Grants a session. Touches no database.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`], [`Error::Exhausted`] at the maximum of sessions, [`Error::Draining`].
+    pub fn begin_session(&self, principal: &Principal, request: BeginSession) -> Result<Granted, Error> {
+        if self.shared.is_draining() {
+            return Err(Error::Draining);
+        }
+        let engine = self.engine(&request.engine)?;
+        let lease_ttl = self.lease_ttl(request.lease_ttl)?;
+        let options = self.session_options(&request)?;
+        check_labels(&request.labels)?;
+        let token = SessionToken::generate(&self.owner);
+        let session = Arc::new(Session::new(
+            token.clone(),
+            principal.clone(),
+            engine.clone(),
+            self.profile.clone(),
+            options,
+            request.labels,
+            lease_ttl,
+            self.shared.clone(),
+        ));
+        self.shared.registry.insert(session.clone())?;
+        // The reaper lives as long as this broker's sender: it cannot have gone.
+        let _ = self.new_leases.send((session.id(), session.first_expiry()));
+        info!(
+            session.id = %session.id(), %principal, engine = %engine.info().name, lease.ttl = ?lease_ttl, "session began"
+        );
+        Ok(Granted { session, token, lease_ttl })
+    }
+
+    /// The session a token opens, live or ended: every call on it says which.
+    ///
+    /// # Errors
+    /// [`Error::SessionUnknown`] when there is none, or it is another principal's.
+    pub fn session(&self, principal: &Principal, token: &SessionToken) -> Result<Arc<Session>, Error> {
+        let session = self.shared.registry.get(token.id()).ok_or(Error::SessionUnknown)?;
+        if session.answers_to(principal, token) { Ok(session) } else { Err(Error::SessionUnknown) }
+    }
+
+    /// The engines, by name.
+    pub fn engines(&self) -> &BTreeMap<String, Arc<dyn Engine>> {
+        &self.engines
+    }
+
+    /// How many sessions are live.
+    pub fn live_sessions(&self) -> usize {
+        self.shared.registry.live()
+    }
+
+    /// Refuses new sessions, ends each live one as soon as it is between transactions, and those that are not within
+    /// `grace` by rolling back. Returns when no transaction is left, or cannot be stopped.
+    pub async fn drain(&self, grace: Duration) {
+        /// How often to look. Short against any grace, long against the cost of a look.
+        const LOOK: Duration = Duration::from_millis(20);
+        /// Past cancelling, rolling back and resetting, each with its own bound, only a COMMIT can still be under way.
+        const STOP: Duration = Duration::from_secs(20);
+
+        self.shared.draining.store(true, Ordering::Relaxed);
+        info!(sessions = self.live_sessions(), "draining");
+        let until = Instant::now() + grace;
+        loop {
+            for session in self.shared.registry.sessions() {
+                session.end_if_idle(EndReason::Drained);
+            }
+            if self.live_sessions() == 0 || Instant::now() >= until {
+                break;
+            }
+            sleep(LOOK).await;
+        }
+        for session in self.shared.registry.sessions() {
+            session.end(EndReason::Drained);
+        }
+        self.shared.transactions.close();
+        if timeout(STOP, self.shared.transactions.wait()).await.is_err() {
+            warn!(transactions = self.shared.transactions.len(), "transactions did not stop");
+        }
+    }
+
+    fn engine(&self, name: &str) -> Result<&Arc<dyn Engine>, Error> {
+        let name = if name.is_empty() { &self.default_engine } else { name };
+        self.engines.get(name).ok_or_else(|| {
+            let known: Vec<_> = self.engines.keys().map(String::as_str).collect();
+            Error::invalid("engine", format!("there is no such engine: use one of {}", known.join(", ")))
+        })
+    }
+
+    fn lease_ttl(&self, asked: Option<Duration>) -> Result<Duration, Error> {
+        match asked {
+            None => Ok(self.profile.lease_ttl),
+            Some(Duration::ZERO) => Err(Error::invalid("lease_ttl", "must be positive: leave it out for the default")),
+            Some(asked) => Ok(asked.clamp(self.profile.lease_ttl_min, self.profile.lease_ttl_max)),
+        }
+    }
+
+    fn session_options(&self, request: &BeginSession) -> Result<SessionOptions, Error> {
+        const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+        let statement_timeout =
+            within("options.statement_timeout", request.statement_timeout, self.profile.statement_timeout)?
+                .unwrap_or(self.profile.statement_timeout);
+        let transaction_timeout =
+            within("options.transaction_timeout", request.transaction_timeout, self.profile.transaction_timeout)?
+                .unwrap_or(self.profile.transaction_timeout);
+        let transaction = TransactionOptions {
+            isolation_level: request.isolation_level,
+            read_only: request.read_only,
+            deferrable: request.deferrable,
+            lock_timeout: within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?,
+            statement_net: statement_timeout + NET_SLACK,
+            idle_net: transaction_timeout + NET_SLACK,
+        };
+        Ok(SessionOptions { transaction, statement_timeout, transaction_timeout })
+    }
+}
+
+fn within(field: &str, asked: Option<Duration>, max: Duration) -> Result<Option<Duration>, Error> {
+    match asked {
+        Some(asked) if asked < Duration::from_millis(1) || asked > max => {
+            let max = humantime::format_duration(max);
+            Err(Error::invalid(field, format!("must lie between 1ms and {max}")))
+        }
+        asked => Ok(asked),
+    }
+}
+
+fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Error> {
+    if labels.len() > LABELS_MAX {
+        return Err(Error::invalid("labels", format!("are {}, the limit is {LABELS_MAX}", labels.len())));
+    }
+    for (key, value) in labels {
+        if !(1..=LABEL_KEY_BYTES_MAX).contains(&key.len()) || value.len() > LABEL_VALUE_BYTES_MAX {
+            let problem = format!(
+                "a key takes 1 to {LABEL_KEY_BYTES_MAX} bytes, a value up to {LABEL_VALUE_BYTES_MAX}: one has {} and {}",
+                key.len(),
+                value.len()
+            );
+            return Err(Error::invalid("labels", problem));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,26 @@
+//! Who calls.
+
+use std::fmt;
+use std::sync::Arc;
+
+/// The authenticated caller. A session answers to its own principal only.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Principal(Arc<str>);
+
+impl Principal {
+    /// The principal of that name.
+    pub fn new(name: &str) -> Self {
+        Self(name.into())
+    }
+
+    /// The one principal of a broker that authenticates nobody.
+    pub fn anonymous() -> Self {
+        Self::new("anonymous")
+    }
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}

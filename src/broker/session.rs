@@ -1,0 +1,549 @@
+//! A session: a caller's leased context. It owns no connection; its transaction task does, while there is one.
+//!
+//! Every call enters (the lease is suspended), waits for its turn, hands the turn with its command to the transaction
+//! task, and waits for the answer. A call that is dropped anywhere on that way leaves nothing behind: before the
+//! hand-over nothing has begun, after it the task owns everything. Invariant: [`Phase`] changes under the lock only,
+//! and nothing leaves [`Phase::Ended`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+use tracing::info;
+
+use super::Shared;
+use super::engine::{Engine, EngineInfo, TransactionOptions};
+use super::error::{Bound, EndReason, Error, Exhausted, Failure};
+use super::lease::{Judgement, Lease};
+use super::principal::Principal;
+use super::profile::Profile;
+use super::statement::{ResultLimits, ResultSet, Statement};
+use super::token::{SessionId, SessionToken};
+use super::transaction::{self, Command, Deadline, Verdict};
+
+/// What a session does with every transaction it begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct SessionOptions {
+    pub(super) transaction: TransactionOptions,
+    pub(super) statement_timeout: Duration,
+    pub(super) transaction_timeout: Duration,
+}
+
+/// A leased session.
+#[derive(Debug)]
+pub struct Session {
+    token: SessionToken,
+    principal: Principal,
+    engine: Arc<dyn Engine>,
+    profile: Arc<Profile>,
+    options: SessionOptions,
+    labels: BTreeMap<String, String>,
+    shared: Arc<Shared>,
+    /// One permit: calls take it in arrival order.
+    turns: Semaphore,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    lease: Lease,
+    /// Calls that run or wait; while there is one, the lease is suspended.
+    calls: u32,
+}
+
+/// Where a session is in its life.
+#[derive(Debug)]
+enum Phase {
+    /// No transaction. Leaves for `Open` with the next Execute, for `Ended` at any time.
+    Idle { last_commit: Option<Verdict> },
+    /// A transaction task runs. Leaves for `Idle` when the task says the transaction is over, for `Ended` at any time.
+    Open(Open),
+    /// Over, for good.
+    Ended(EndReason),
+}
+
+#[derive(Debug)]
+struct Open {
+    /// To the transaction task. Dropping it tells the task to roll back.
+    commands: mpsc::Sender<Command>,
+    deadline: Instant,
+    /// Once the task has a connection.
+    backend_pid: Option<i32>,
+    failed: bool,
+}
+
+/// Where a session stands, as its caller sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SessionState {
+    /// The transaction.
+    pub transaction: TransactionState,
+    /// Until the lease runs out.
+    pub lease_remaining: Duration,
+    /// Until the maximum age.
+    pub session_remaining: Duration,
+    /// Until the transaction's deadline.
+    pub transaction_remaining: Option<Duration>,
+    /// When to renew.
+    pub renew_after: Duration,
+    /// The broker is about to stop.
+    pub draining: bool,
+}
+
+/// Where a session's transaction stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransactionState {
+    /// There is none.
+    None,
+    /// It takes statements.
+    Open,
+    /// It takes nothing but a rollback.
+    Failed,
+}
+
+/// What is behind a session.
+#[derive(Debug, Clone)]
+pub struct Description {
+    /// The session's loggable name.
+    pub id: SessionId,
+    /// The engine.
+    pub engine: EngineInfo,
+    /// The backend of the open transaction.
+    pub backend_pid: Option<i32>,
+    /// Where it stands, or why it ended.
+    pub standing: Result<SessionState, EndReason>,
+    /// The labels it was begun with.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// A call of Execute.
+#[derive(Debug)]
+pub struct ExecuteCall {
+    /// What to run.
+    pub statement: Statement,
+    /// Commit when it has succeeded.
+    pub commit: bool,
+    /// The caller's row limit.
+    pub rows_max: Option<u64>,
+    /// The request's own time limit.
+    pub timeout: Option<Duration>,
+    /// When the caller's gRPC deadline passes.
+    pub grpc_deadline: Option<Instant>,
+}
+
+/// An Execute that succeeded.
+#[derive(Debug)]
+pub struct Executed {
+    /// The statement's result.
+    pub result: ResultSet,
+    /// What the commit did, if one was asked for.
+    pub verdict: Option<Verdict>,
+    /// The session after the call.
+    pub state: SessionState,
+}
+
+/// A commit that succeeded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Committed {
+    /// `Committed` or `NothingWritten`.
+    pub verdict: Verdict,
+    /// The session after the call.
+    pub state: SessionState,
+}
+
+impl Session {
+    #[allow(clippy::too_many_arguments, reason = "each is a part of the session, given once, in one place")]
+    pub(super) fn new(
+        token: SessionToken,
+        principal: Principal,
+        engine: Arc<dyn Engine>,
+        profile: Arc<Profile>,
+        options: SessionOptions,
+        labels: BTreeMap<String, String>,
+        lease_ttl: Duration,
+        shared: Arc<Shared>,
+    ) -> Self {
+        let lease = Lease::grant(Instant::now(), lease_ttl, profile.session_age_max);
+        let state = State { phase: Phase::Idle { last_commit: None }, lease, calls: 0 };
+        Self {
+            token,
+            principal,
+            engine,
+            profile,
+            options,
+            labels,
+            shared,
+            turns: Semaphore::new(1),
+            state: Mutex::new(state),
+        }
+    }
+
+    /// The loggable name.
+    pub fn id(&self) -> SessionId {
+        self.token.id()
+    }
+
+    /// Runs a statement in the session's transaction, beginning it when there is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before its turn runs nothing; later it cancels the statement, but never a COMMIT.
+    pub async fn execute(self: &Arc<Self>, call: ExecuteCall) -> Result<Executed, Failure> {
+        let turn = self.turn().await?;
+        let (reply, answer) = oneshot::channel();
+        let execute = transaction::Execute {
+            deadline: self.deadline(&call),
+            limits: ResultLimits {
+                rows_max: call.rows_max.unwrap_or(u64::MAX).min(self.profile.result_rows_max),
+                bytes_max: self.profile.result_bytes_max,
+            },
+            statement: call.statement,
+            commit: call.commit,
+            turn,
+            reply,
+        };
+        self.dispatch(Command::Execute(execute));
+        self.answered(answer).await
+    }
+
+    /// Commits the transaction. Without one it repeats the last commit's verdict.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before its turn commits nothing; later it does not stop the commit.
+    pub async fn commit(self: &Arc<Self>) -> Result<Committed, Failure> {
+        let turn = self.turn().await?;
+        if let Some(last) = turn.idle() {
+            return turn.finish(Progress::Unchanged).committed(last.unwrap_or(Verdict::NothingWritten));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.dispatch(Command::Commit { turn, reply });
+        self.answered(answer).await
+    }
+
+    /// Rolls the transaction back. Without one it does nothing.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before its turn rolls nothing back; later it does not stop the rollback.
+    pub async fn rollback(self: &Arc<Self>) -> Result<SessionState, Failure> {
+        let turn = self.turn().await?;
+        if turn.idle().is_some() {
+            return Ok(turn.finish(Progress::Unchanged));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.dispatch(Command::Rollback { turn, reply });
+        self.answered(answer).await
+    }
+
+    /// Ends the session and says why it ended, which may have been earlier. Returns when an open transaction has been
+    /// rolled back.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before its turn ends nothing; later the end goes on.
+    pub async fn close(self: &Arc<Self>) -> Result<EndReason, Failure> {
+        let turn = match self.turn().await {
+            Ok(turn) => turn,
+            Err(Failure { error: Error::SessionEnded(reason), .. }) => return Ok(reason),
+            Err(failure) => return Err(failure),
+        };
+        if turn.idle().is_some() {
+            return Ok(self.end(EndReason::Closed));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.dispatch(Command::Close { turn, reply });
+        match self.answered(answer).await {
+            Err(Failure { error: Error::SessionEnded(reason), .. }) => Ok(reason),
+            closed => closed,
+        }
+    }
+
+    /// Renews the lease.
+    pub fn keep_alive(&self) -> Result<SessionState, Error> {
+        let now = Instant::now();
+        self.expire_at(now);
+        let mut state = self.lock();
+        state.alive()?;
+        state.lease.renew(now);
+        Ok(self.snapshot(&state, now))
+    }
+
+    /// Tells what is behind the session.
+    pub fn describe(&self) -> Description {
+        let now = Instant::now();
+        self.expire_at(now);
+        let state = self.lock();
+        Description {
+            id: self.id(),
+            engine: self.engine.info(),
+            backend_pid: match &state.phase {
+                Phase::Open(open) => open.backend_pid,
+                Phase::Idle { .. } | Phase::Ended(_) => None,
+            },
+            standing: match state.phase {
+                Phase::Ended(reason) => Err(reason),
+                Phase::Idle { .. } | Phase::Open(_) => Ok(self.snapshot(&state, now)),
+            },
+            labels: self.labels.clone(),
+        }
+    }
+
+    /// Whether the token's bearer is this session's caller.
+    pub(super) fn answers_to(&self, principal: &Principal, token: &SessionToken) -> bool {
+        // Both are always compared, so that the time taken tells nothing.
+        self.token.secret().matches(&token.secret()) & (self.principal == *principal)
+    }
+
+    /// The session's state as of now, or why it ended.
+    pub fn state(&self) -> Result<SessionState, EndReason> {
+        self.describe().standing
+    }
+
+    /// When the lease can first run out.
+    pub(super) fn first_expiry(&self) -> Instant {
+        match self.lock().lease.judge(Instant::now()) {
+            Judgement::HoldsUntil(due) => due,
+            Judgement::Expired(_) => Instant::now(),
+        }
+    }
+
+    /// Ends the session if its lease has run out; otherwise says when to ask again, unless it has ended.
+    pub(super) fn expire(&self) -> Option<Instant> {
+        self.expire_at(Instant::now())
+    }
+
+    fn expire_at(&self, now: Instant) -> Option<Instant> {
+        let state = self.lock();
+        match (&state.phase, state.calls) {
+            (Phase::Ended(_), _) => None,
+            (_, 1..) => Some(state.lease.judge_again(now)),
+            (_, 0) => match state.lease.judge(now) {
+                Judgement::HoldsUntil(due) => Some(due),
+                Judgement::Expired(reason) => {
+                    self.end_locked(state, reason);
+                    None
+                }
+            },
+        }
+    }
+
+    /// Ends the session now, whatever runs, and says why it ended, which may have been earlier.
+    pub(super) fn end(&self, reason: EndReason) -> EndReason {
+        self.end_locked(self.lock(), reason)
+    }
+
+    /// Ends the session if it has neither a transaction nor a call.
+    pub(super) fn end_if_idle(&self, reason: EndReason) {
+        let state = self.lock();
+        if matches!(state.phase, Phase::Idle { .. }) && state.calls == 0 {
+            self.end_locked(state, reason);
+        }
+    }
+
+    fn end_locked(&self, mut state: MutexGuard<'_, State>, reason: EndReason) -> EndReason {
+        if let Phase::Ended(earlier) = state.phase {
+            return earlier;
+        }
+        // Dropping an open phase drops the task's only sender: the task rolls back.
+        state.phase = Phase::Ended(reason);
+        drop(state);
+        // Calls that wait for a turn find the phase ended and leave.
+        self.shared.registry.bury(self.id());
+        info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
+        reason
+    }
+
+    /// Enters the session and waits for the calls before.
+    async fn turn(self: &Arc<Self>) -> Result<Turn, Failure> {
+        let ticket = self.enter()?;
+        let permit = self.turns.acquire().await.expect("the semaphore is never closed");
+        permit.forget();
+        let turn = Turn { ticket };
+        let alive = self.lock().alive();
+        alive.map(|()| turn).map_err(Failure::from)
+    }
+
+    /// Suspends the lease for a call, or says why there is none.
+    fn enter(self: &Arc<Self>) -> Result<Ticket, Failure> {
+        let now = Instant::now();
+        self.expire_at(now);
+        let mut state = self.lock();
+        state.alive()?;
+        if state.calls >= self.profile.session_queue_max {
+            let error = Error::Exhausted(Exhausted::SessionQueue(self.profile.session_queue_max));
+            return Err(Failure { error, state: Some(self.snapshot(&state, now)), verdict: None });
+        }
+        state.calls += 1;
+        Ok(Ticket(self.clone()))
+    }
+
+    /// Hands a command, and with it the turn, to the transaction task, starting one when there is none. Does not wait.
+    ///
+    /// A command that finds no task is dropped, and its caller looks why: see [`Self::answered`].
+    fn dispatch(self: &Arc<Self>, command: Command) {
+        let mut state = self.lock();
+        let refused = match (&mut state.phase, command) {
+            // The turn sees to it that the channel, which holds one command, is empty.
+            (Phase::Open(open), command) => open.commands.try_send(command).err().map(TrySendError::into_inner),
+            (phase @ Phase::Idle { .. }, Command::Execute(first)) => {
+                let (commands, received) = mpsc::channel(1);
+                let deadline = Instant::now() + self.options.transaction_timeout;
+                *phase = Phase::Open(Open { commands, deadline, backend_pid: None, failed: false });
+                self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
+                None
+            }
+            (Phase::Idle { .. } | Phase::Ended(_), command) => Some(command),
+        };
+        // The lock goes first: a dropped command drops its turn, which takes the lock.
+        drop(state);
+        drop(refused);
+    }
+
+    /// Waits for the transaction task's answer.
+    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
+        match answer.await {
+            Ok(answer) => answer,
+            // The task ended without an answer: the session was ended, or the task died and its connection with it.
+            Err(_) => Err(Error::SessionEnded(self.end(EndReason::BackendLost)).into()),
+        }
+    }
+
+    /// The shortest of the limits on a statement; what the transaction has left is the task's to add.
+    fn deadline(&self, call: &ExecuteCall) -> Deadline {
+        let now = Instant::now();
+        let mut deadline = Deadline::new(now, now + self.options.statement_timeout, Bound::StatementTimeout);
+        // A longer one is not even added: it may be past the end of time.
+        if let Some(timeout) = call.timeout.filter(|timeout| *timeout < self.options.statement_timeout) {
+            deadline = deadline.or_earlier(now + timeout, Bound::Request);
+        }
+        if let Some(at) = call.grpc_deadline {
+            deadline = deadline.or_earlier(at, Bound::GrpcDeadline);
+        }
+        deadline
+    }
+
+    fn snapshot(&self, state: &State, now: Instant) -> SessionState {
+        let (transaction, transaction_remaining) = match &state.phase {
+            Phase::Idle { .. } | Phase::Ended(_) => (TransactionState::None, None),
+            Phase::Open(open) => {
+                let standing = if open.failed { TransactionState::Failed } else { TransactionState::Open };
+                (standing, Some(open.deadline.saturating_duration_since(now)))
+            }
+        };
+        let session_remaining = state.lease.until_end(now);
+        SessionState {
+            transaction,
+            lease_remaining: match state.calls {
+                0 => state.lease.remaining(now),
+                1.. => state.lease.ttl().min(session_remaining),
+            },
+            session_remaining,
+            transaction_remaining,
+            renew_after: state.lease.ttl() / 3,
+            draining: self.shared.is_draining(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics while the state is half changed, so a poisoned lock holds a sound state.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Tells the session which backend its transaction runs on.
+    pub(super) fn set_backend(&self, pid: i32) {
+        if let Phase::Open(open) = &mut self.lock().phase {
+            open.backend_pid = Some(pid);
+        }
+    }
+}
+
+impl State {
+    fn alive(&self) -> Result<(), Error> {
+        match self.phase {
+            Phase::Ended(reason) => Err(Error::SessionEnded(reason)),
+            Phase::Idle { .. } | Phase::Open(_) => Ok(()),
+        }
+    }
+}
+
+impl SessionState {
+    fn committed(self, verdict: Verdict) -> Result<Committed, Failure> {
+        match verdict.error() {
+            None => Ok(Committed { verdict, state: self }),
+            Some(error) => Err(Failure { error, state: Some(self), verdict: Some(verdict) }),
+        }
+    }
+}
+
+/// Counts a call into its session: it runs, or waits for its turn. Dropping it renews the lease.
+#[derive(Debug)]
+struct Ticket(Arc<Session>);
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.0.lock();
+        state.calls -= 1;
+        state.lease.renew(Instant::now());
+    }
+}
+
+/// The right to be the one running call of a session. It travels with the command into the transaction task, so that
+/// the next call starts when the work is over, not when the caller has left.
+#[derive(Debug)]
+pub(super) struct Turn {
+    ticket: Ticket,
+}
+
+/// How a call moved its session's transaction.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Progress {
+    /// Not at all.
+    Unchanged,
+    /// It takes more statements, or has failed.
+    Open { failed: bool },
+    /// It is over. The verdict is there when a commit was tried.
+    Over(Option<Verdict>),
+}
+
+impl Turn {
+    /// The last commit's verdict when there is no transaction; `None` when there is one.
+    #[allow(clippy::option_option, reason = "the outer one says whether the session is idle")]
+    fn idle(&self) -> Option<Option<Verdict>> {
+        match self.ticket.0.lock().phase {
+            Phase::Idle { last_commit } => Some(last_commit),
+            Phase::Open(_) | Phase::Ended(_) => None,
+        }
+    }
+
+    /// Ends the call: notes its progress, renews the lease, lets the next call run. Returns the session as the caller
+    /// shall see it.
+    pub(super) fn finish(self, progress: Progress) -> SessionState {
+        let now = Instant::now();
+        let session = &self.ticket.0;
+        let mut state = session.lock();
+        match (&mut state.phase, progress) {
+            (Phase::Ended(_), _) | (_, Progress::Unchanged) => {}
+            (Phase::Open(open), Progress::Open { failed }) => open.failed = failed,
+            (phase, Progress::Over(last_commit)) => *phase = Phase::Idle { last_commit },
+            (Phase::Idle { .. }, Progress::Open { .. }) => {
+                unreachable!("a transaction task ends before it reports progress")
+            }
+        }
+        state.lease.renew(now);
+        session.snapshot(&state, now)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.ticket.0.turns.add_permits(1);
+    }
+}

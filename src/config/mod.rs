@@ -1,0 +1,392 @@
+//! The configuration: a TOML file, environment variables over it, checked as a whole.
+//!
+//! Every problem is found before any is reported. Invariants: an unknown key is a problem, never ignored; a password
+//! is shown by nothing here.
+
+mod section;
+
+pub mod secret;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use crate::broker::profile::{Limits, Profile};
+use crate::postgres::engine::PoolOptions;
+use crate::postgres::options::ConnectOptions;
+use secret::Secret;
+use section::{Problems, Section};
+
+/// What environment variables start with: `SESSION_BROKER__ENGINES__MAIN__URL` is `engines.main.url`.
+const ENVIRONMENT_PREFIX: &str = "SESSION_BROKER__";
+
+/// Everything `session-broker serve` needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// Where to listen for gRPC, HOST:PORT; port 0 takes a free one.
+    pub listen: String,
+    /// Where callers reach this broker; `None`: where it listens.
+    pub endpoint: Option<String>,
+    /// This replica's name, part of every session token.
+    pub owner: String,
+    /// The engine of sessions that name none.
+    pub default_engine: String,
+    /// How long live transactions may take to finish when the broker stops.
+    pub drain_grace: Duration,
+    /// The limits of sessions.
+    pub profile: Profile,
+    /// The limits of the broker.
+    pub limits: Limits,
+    /// The PostgreSQL targets, by name; at least one.
+    pub engines: BTreeMap<String, EngineConfig>,
+}
+
+/// One PostgreSQL target.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// How to connect.
+    pub connect: ConnectOptions,
+    /// How many connections.
+    pub pool: PoolOptions,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read or is not TOML.
+    #[error("{}: {cause}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What reading it said.
+        cause: String,
+    },
+    /// What it says is wrong, all of it.
+    #[error("{}", .0.join("\n"))]
+    Problems(Vec<String>),
+}
+
+impl Config {
+    /// Rolling a replica should not wait longer; Kubernetes kills after 30 s.
+    const DRAIN_GRACE: Duration = Duration::from_secs(20);
+
+    /// Reads `file`, if there is one, with `environment` over it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] with every problem found.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut table = match file {
+            None => toml::Table::new(),
+            Some(path) => read(path)?,
+        };
+        let mut problems = Problems::default();
+        overlay(&mut table, environment, &mut problems);
+        let config = Self::from_section(Section::new(String::new(), table, &mut problems));
+        match config {
+            Some(config) if problems.is_empty() => Ok(config),
+            _ => Err(ConfigError::Problems(problems.into_vec())),
+        }
+    }
+
+    fn from_section(mut root: Section<'_>) -> Option<Self> {
+        let profile = profile(root.section("profile"));
+        let limits = limits(root.section("limits"));
+        let listen = root.text("listen").unwrap_or_else(|| "127.0.0.1:50051".into());
+        let endpoint = root.text("endpoint");
+        let owner = root.text("owner").unwrap_or_else(hostname);
+        if owner.is_empty() || owner.len() > 253 || owner.contains(char::is_whitespace) {
+            root.problem("owner", "must be 1 to 253 bytes without white space");
+        }
+        let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_secs(3600));
+        let default_engine = root.text("default_engine");
+        let engines = engines(root.section("engines"));
+        let default_engine = match (default_engine, engines.keys().next()) {
+            (Some(name), _) if engines.contains_key(&name) => Some(name),
+            (Some(name), _) => {
+                root.problem("default_engine", &format!("names {name:?}, which is not among the engines"));
+                None
+            }
+            (None, Some(only)) if engines.len() == 1 => Some(only.clone()),
+            (None, Some(_)) => {
+                root.problem("default_engine", "is missing, and there is more than one engine: name one of them");
+                None
+            }
+            (None, None) => {
+                root.problem("engines", "is empty: add [engines.main] with url = \"postgresql://USER@HOST/DATABASE\"");
+                None
+            }
+        };
+        root.finish();
+        Some(Self { listen, endpoint, owner, default_engine: default_engine?, drain_grace, profile, limits, engines })
+    }
+}
+
+fn profile(mut section: Section<'_>) -> Profile {
+    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const MILLISECOND: Duration = Duration::from_millis(1);
+    /// Larger results belong into a stream; this bounds what one call may hold in memory.
+    const RESULT_BYTES_MAX: i64 = 256 * 1024 * 1024;
+
+    let default = Profile::default();
+    let mut duration = |key: &str, default: Duration| section.duration(key, default, MILLISECOND..=DAY);
+    let mut profile = Profile {
+        lease_ttl: duration("lease_ttl", default.lease_ttl),
+        lease_ttl_min: duration("lease_ttl_min", default.lease_ttl_min),
+        lease_ttl_max: duration("lease_ttl_max", default.lease_ttl_max),
+        session_age_max: duration("session_age_max", default.session_age_max),
+        transaction_timeout: duration("transaction_timeout", default.transaction_timeout),
+        statement_timeout: duration("statement_timeout", default.statement_timeout),
+        ..default
+    };
+    profile.result_rows_max = section.number("result_rows_max", profile.result_rows_max, 1..=100_000_000);
+    profile.result_bytes_max = section.number("result_bytes_max", profile.result_bytes_max, 1024..=RESULT_BYTES_MAX);
+    profile.session_queue_max = section.number("session_queue_max", profile.session_queue_max, 1..=10_000);
+    if profile.lease_ttl_min > profile.lease_ttl_max {
+        section.problem("lease_ttl_min", "is longer than lease_ttl_max");
+    } else if !(profile.lease_ttl_min..=profile.lease_ttl_max).contains(&profile.lease_ttl) {
+        section.problem("lease_ttl", "must lie between lease_ttl_min and lease_ttl_max");
+    }
+    section.finish();
+    profile
+}
+
+fn limits(mut section: Section<'_>) -> Limits {
+    let default = Limits::default();
+    let limits = Limits {
+        sessions_max: section.number("sessions_max", default.sessions_max, 1..=10_000_000),
+        tombstones_max: section.number("tombstones_max", default.tombstones_max, 0..=10_000_000),
+        tombstone_ttl: section.duration(
+            "tombstone_ttl",
+            default.tombstone_ttl,
+            Duration::ZERO..=Duration::from_secs(24 * 60 * 60),
+        ),
+    };
+    section.finish();
+    limits
+}
+
+fn engines(mut section: Section<'_>) -> BTreeMap<String, EngineConfig> {
+    let mut engines = BTreeMap::new();
+    for name in section.keys() {
+        if let Some(engine) = engine(section.section(&name)) {
+            engines.insert(name, engine);
+        }
+    }
+    section.finish();
+    engines
+}
+
+fn engine(mut section: Section<'_>) -> Option<EngineConfig> {
+    let default = PoolOptions::default();
+    let pool = PoolOptions {
+        size: section.number("pool_size", default.size, 1..=10_000),
+        timeout: section.duration("pool_timeout", default.timeout, Duration::from_millis(1)..=Duration::from_secs(600)),
+    };
+    let password = section.text("password").map(Secret::new);
+    let connect = match section.text("url") {
+        None => {
+            section.problem("url", "is missing: postgresql://USER@HOST/DATABASE");
+            None
+        }
+        Some(url) => match ConnectOptions::from_url(&url) {
+            Ok(connect) => Some(ConnectOptions { password: password.or(connect.password), ..connect }),
+            Err(problem) => {
+                section.problem("url", &problem);
+                None
+            }
+        },
+    };
+    section.finish();
+    connect.map(|connect| EngineConfig { connect, pool })
+}
+
+fn read(path: &Path) -> Result<toml::Table, ConfigError> {
+    let failed = |cause: String| ConfigError::File { path: path.to_owned(), cause };
+    let text = std::fs::read_to_string(path).map_err(|error| failed(error.to_string()))?;
+    text.parse().map_err(|error: toml::de::Error| {
+        // The error's own display shows the line, which may hold a password.
+        let line = error.span().map_or(0, |span| text[..span.start.min(text.len())].lines().count().max(1));
+        failed(format!("line {line}: {}", error.message()))
+    })
+}
+
+/// Puts the environment's settings over the file's.
+fn overlay(table: &mut toml::Table, environment: impl IntoIterator<Item = (String, String)>, problems: &mut Problems) {
+    for (name, value) in environment {
+        let Some(path) = name.strip_prefix(ENVIRONMENT_PREFIX) else { continue };
+        let path = path.to_ascii_lowercase();
+        let mut keys: Vec<_> = path.split("__").collect();
+        let last = keys.pop().expect("a split has at least one part");
+        let mut place = &mut *table;
+        for key in keys {
+            let entry = place.entry(key).or_insert_with(|| toml::Table::new().into());
+            match entry {
+                toml::Value::Table(next) => place = next,
+                other => {
+                    problems.add(&name, "sets a key inside of what is no section");
+                    *other = toml::Table::new().into();
+                    place = other.as_table_mut().expect("it was made one");
+                }
+            }
+        }
+        place.insert(last.into(), value.into());
+    }
+}
+
+fn hostname() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .map(|name| name.trim().to_owned())
+        .ok()
+        .filter(|name| !name.is_empty())
+        .unwrap_or_else(|| "broker".into())
+}
+
+/// The effective configuration as TOML, passwords left out.
+impl fmt::Display for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { listen, endpoint, owner, default_engine, drain_grace, profile, limits, engines } = self;
+        writeln!(f, "listen = {listen:?}")?;
+        if let Some(endpoint) = endpoint {
+            writeln!(f, "endpoint = {endpoint:?}")?;
+        }
+        writeln!(f, "owner = {owner:?}\ndefault_engine = {default_engine:?}")?;
+        writeln!(f, "drain_grace = \"{}\"", format_duration(*drain_grace))?;
+        let Profile {
+            lease_ttl,
+            lease_ttl_min,
+            lease_ttl_max,
+            session_age_max,
+            transaction_timeout,
+            statement_timeout,
+            result_rows_max,
+            result_bytes_max,
+            session_queue_max,
+        } = profile;
+        writeln!(f, "\n[profile]")?;
+        for (key, value) in [
+            ("lease_ttl", lease_ttl),
+            ("lease_ttl_min", lease_ttl_min),
+            ("lease_ttl_max", lease_ttl_max),
+            ("session_age_max", session_age_max),
+            ("transaction_timeout", transaction_timeout),
+            ("statement_timeout", statement_timeout),
+        ] {
+            writeln!(f, "{key} = \"{}\"", format_duration(*value))?;
+        }
+        writeln!(f, "result_rows_max = {result_rows_max}\nresult_bytes_max = {result_bytes_max}")?;
+        writeln!(f, "session_queue_max = {session_queue_max}")?;
+        let Limits { sessions_max, tombstones_max, tombstone_ttl } = limits;
+        writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ntombstones_max = {tombstones_max}")?;
+        writeln!(f, "tombstone_ttl = \"{}\"", format_duration(*tombstone_ttl))?;
+        for (name, EngineConfig { connect, pool }) in engines {
+            writeln!(f, "\n[engines.{name}]\nurl = {:?}", connect.redacted_url())?;
+            if connect.password.is_some() {
+                writeln!(f, "password = \"<redacted>\"")?;
+            }
+            writeln!(f, "pool_size = {}\npool_timeout = \"{}\"", pool.size, format_duration(pool.timeout))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("broker.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(Some(&file), environment.iter().map(|(name, value)| ((*name).into(), (*value).into())))
+    }
+
+    fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+        match load(text, environment) {
+            Err(ConfigError::Problems(problems)) => problems,
+            other => panic!("no problems but {other:?}"),
+        }
+    }
+
+    #[test]
+    fn one_engine_is_all_it_takes() {
+        let config = load("[engines.main]\nurl = \"postgresql://u@localhost/db\"", &[]).unwrap();
+        assert_eq!(config.default_engine, "main");
+        assert_eq!(config.profile, Profile::default());
+        assert_eq!(config.engines["main"].pool, PoolOptions::default());
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let text = "[engines.main]\nurl = \"postgresql://u@localhost/db\"\npool_size = 3";
+        let environment = [
+            ("SESSION_BROKER__ENGINES__MAIN__PASSWORD", "hush"),
+            ("SESSION_BROKER__ENGINES__MAIN__POOL_SIZE", "7"),
+            ("SESSION_BROKER__PROFILE__LEASE_TTL", "45s"),
+            ("UNRELATED", "x"),
+        ];
+        let config = load(text, &environment).unwrap();
+        assert_eq!(config.engines["main"].pool.size, 7);
+        assert_eq!(config.engines["main"].connect.password, Some(Secret::new("hush".into())));
+        assert_eq!(config.profile.lease_ttl, Duration::from_secs(45));
+    }
+
+    #[test]
+    fn every_problem_is_reported_at_once_with_its_path() {
+        let text = r#"
+            lisen = "127.0.0.1:1"
+            drain_grace = 20
+            default_engine = "other"
+            [profile]
+            lease_ttl = "1h"
+            result_rows_max = 0
+            [limits]
+            sessions_max = "many"
+            [engines.main]
+            url = "postgresql://u:hush@db.example/db"
+            pool_sise = 3
+            [engines.second]
+        "#;
+        let problems = problems(text, &[("SESSION_BROKER__ENGINES__MAIN__POOL_TIMEOUT", "soon")]).join("\n");
+        for expected in [
+            "lisen: unknown key: did you mean listen?",
+            "drain_grace: ",
+            "default_engine: ",
+            "profile.lease_ttl: ",
+            "profile.result_rows_max: ",
+            "limits.sessions_max: ",
+            "engines.main.url: ",
+            "engines.main.pool_sise: unknown key: did you mean pool_size?",
+            "engines.main.pool_timeout: ",
+            "engines.second.url: is missing",
+        ] {
+            assert!(problems.contains(expected), "{expected:?} is not among\n{problems}");
+        }
+        assert!(!problems.contains("hush"), "{problems}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_toml_is_named_with_its_line_and_without_its_text() {
+        let error = load("listen = \"x\"\npassword = hush", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 2"), "{error}");
+        assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn what_check_prints_is_the_configuration_without_the_passwords() {
+        let text = "[engines.main]\nurl = \"postgresql://u:hush@127.0.0.1:1/db?options=-c%20a.b%3Dc%20d\"";
+        let config = load(text, &[]).unwrap();
+        let printed = config.to_string();
+        assert!(!printed.contains("hush"), "{printed}");
+        let mut read = load(&printed, &[]).unwrap();
+        let engine = read.engines.get_mut("main").unwrap();
+        assert_eq!(engine.connect.password.take(), Some(Secret::new("<redacted>".into())));
+        engine.connect.password = Some(Secret::new("hush".into()));
+        assert_eq!(read, config);
+    }
+}

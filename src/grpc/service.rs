@@ -1,0 +1,138 @@
+//! `SessionService`: decode, find the session, let the domain act, encode.
+//!
+//! Invariant: an RPC future owns nothing; dropping it at any point leaves nothing behind, because the domain's calls
+//! are cancel safe.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status};
+
+use super::pb;
+use super::pb::session_service_server::SessionService;
+use super::{auth, convert, status};
+use crate::broker::error::Failure;
+use crate::broker::session::Session;
+use crate::broker::{Broker, Granted};
+
+/// Serves the broker's sessions.
+#[derive(Debug)]
+pub struct Sessions {
+    broker: Arc<Broker>,
+    /// Where callers reach this broker, HOST:PORT.
+    endpoint: String,
+}
+
+impl Sessions {
+    /// The service for `broker`, reached at `endpoint`.
+    pub fn new(broker: Arc<Broker>, endpoint: String) -> Self {
+        Self { broker, endpoint }
+    }
+
+    /// The session a call is about.
+    fn session(&self, metadata: &MetadataMap, token: &str) -> Result<Arc<Session>, Status> {
+        let token = convert::session_token(token).map_err(status::from_error)?;
+        self.broker.session(&auth::principal(metadata), &token).map_err(status::from_error)
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Sessions {
+    async fn begin_session(
+        &self,
+        request: Request<pb::BeginSessionRequest>,
+    ) -> Result<Response<pb::BeginSessionResponse>, Status> {
+        let principal = auth::principal(request.metadata());
+        let asked = convert::begin_session(request.into_inner()).map_err(status::from_error)?;
+        let Granted { session, token, lease_ttl } =
+            self.broker.begin_session(&principal, asked).map_err(status::from_error)?;
+        let state = session.state().map_err(|reason| status::from_error(reason.into()))?;
+        Ok(Response::new(pb::BeginSessionResponse {
+            session_token: token.expose(),
+            session_id: session.id().to_string(),
+            owner_endpoint: self.endpoint.clone(),
+            lease_ttl: convert::to_duration(lease_ttl),
+            expire_time: Some(wall_clock_after(state.session_remaining)),
+            state: Some(convert::session_state(state)),
+        }))
+    }
+
+    async fn execute(&self, request: Request<pb::ExecuteRequest>) -> Result<Response<pb::ExecuteResponse>, Status> {
+        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let deadline = grpc_deadline(request.metadata());
+        let executed = match convert::execute_call(request.into_inner(), deadline) {
+            Ok(call) => session.execute(call).await,
+            // A bad request is a finished call: it renews the lease and hears where the session stands.
+            Err(error) => Err(session.keep_alive().map_or_else(Failure::from, |state| Failure {
+                error,
+                state: Some(state),
+                verdict: None,
+            })),
+        };
+        executed.map(|executed| Response::new(convert::executed(executed))).map_err(status::from_failure)
+    }
+
+    async fn commit(&self, request: Request<pb::CommitRequest>) -> Result<Response<pb::CommitResponse>, Status> {
+        let pb::CommitRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        let committed = session.commit().await.map_err(status::from_failure)?;
+        Ok(Response::new(convert::committed(committed)))
+    }
+
+    async fn rollback(&self, request: Request<pb::RollbackRequest>) -> Result<Response<pb::RollbackResponse>, Status> {
+        let pb::RollbackRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        let state = session.rollback().await.map_err(status::from_failure)?;
+        Ok(Response::new(pb::RollbackResponse { state: Some(convert::session_state(state)) }))
+    }
+
+    async fn close(&self, request: Request<pb::CloseRequest>) -> Result<Response<pb::CloseResponse>, Status> {
+        let pb::CloseRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        let reason = session.close().await.map_err(status::from_failure)?;
+        Ok(Response::new(pb::CloseResponse { end_reason: convert::end_reason(reason).into() }))
+    }
+
+    async fn keep_alive(
+        &self,
+        request: Request<pb::KeepAliveRequest>,
+    ) -> Result<Response<pb::KeepAliveResponse>, Status> {
+        let pb::KeepAliveRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        let state = session.keep_alive().map_err(status::from_error)?;
+        Ok(Response::new(pb::KeepAliveResponse { state: Some(convert::session_state(state)) }))
+    }
+
+    async fn get_session(
+        &self,
+        request: Request<pb::GetSessionRequest>,
+    ) -> Result<Response<pb::GetSessionResponse>, Status> {
+        let pb::GetSessionRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        Ok(Response::new(convert::description(session.describe())))
+    }
+}
+
+/// When the caller stops waiting, by the `grpc-timeout` header: up to eight digits and a unit.
+fn grpc_deadline(metadata: &MetadataMap) -> Option<Instant> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(count.checked_mul(3600)?),
+        "M" => Duration::from_secs(count.checked_mul(60)?),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    };
+    Instant::now().checked_add(timeout)
+}
+
+#[allow(clippy::disallowed_methods, reason = "it is told to people and other machines, whose clock this is")]
+fn wall_clock_after(duration: Duration) -> prost_types::Timestamp {
+    (SystemTime::now() + duration).into()
+}

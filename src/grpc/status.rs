@@ -1,0 +1,230 @@
+//! The one table that turns errors into gRPC codes, reasons and advice, and the details that go with them.
+//!
+//! Invariant: the details fit the header limits of every gRPC client, whatever PostgreSQL said.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use prost::Message;
+use prost_types::Any;
+use tonic::{Code, Status};
+use tonic_types::pb as rpc;
+
+use super::{convert, pb};
+use crate::broker::error::{Error, Exhausted, Failure, PgError};
+use pb::retry_advice::Scope;
+
+/// `ErrorInfo.domain` of every error.
+const DOMAIN: &str = "sessionbroker.v1";
+
+/// What a caller is told to wait before it repeats a call that found no room.
+const RETRY_DELAY: Duration = Duration::from_millis(500);
+
+/// The longest message in the status line; the details carry PostgreSQL's in full.
+const MESSAGE_BYTES_MAX: usize = 512;
+
+/// The longest text of a `PgError`'s field, and of all together: clients refuse header lists above 8 KiB or so, and
+/// the details travel in base64.
+const PG_FIELD_BYTES_MAX: usize = 1024;
+const PG_BYTES_MAX: usize = 3 * 1024;
+
+struct Row {
+    code: Code,
+    reason: &'static str,
+    advice: Scope,
+}
+
+fn row(code: Code, reason: &'static str, advice: Scope) -> Row {
+    Row { code, reason, advice }
+}
+
+/// The table.
+fn lookup(error: &Error) -> Row {
+    match error {
+        Error::Invalid { .. } => row(Code::InvalidArgument, "INVALID_REQUEST", Scope::Nothing),
+        Error::SessionUnknown => row(Code::NotFound, "SESSION_UNKNOWN", Scope::Session),
+        Error::SessionEnded(_) => row(Code::Aborted, "SESSION_ENDED", Scope::Session),
+        Error::Draining => row(Code::Unavailable, "DRAINING", Scope::Call),
+        Error::Exhausted(Exhausted::Sessions(_)) => row(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", Scope::Call),
+        Error::Exhausted(Exhausted::SessionQueue(_)) => row(Code::ResourceExhausted, "SESSION_QUEUE_FULL", Scope::Call),
+        Error::Exhausted(Exhausted::PoolWait(_)) => row(Code::ResourceExhausted, "POOL_EXHAUSTED", Scope::Call),
+        Error::Exhausted(Exhausted::ResultRows(_) | Exhausted::ResultBytes(_)) => {
+            row(Code::ResourceExhausted, "RESULT_TOO_LARGE", Scope::Nothing)
+        }
+        Error::Unreachable { .. } => row(Code::Unavailable, "ENGINE_UNREACHABLE", Scope::Call),
+        Error::Database(error) => {
+            let (code, advice) = by_sqlstate(&error.sqlstate);
+            row(code, "DATABASE_ERROR", advice)
+        }
+        Error::DeadlineExceeded { .. } => row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Transaction),
+        Error::CommitRolledBack => row(Code::Aborted, "COMMIT_ROLLED_BACK", Scope::Transaction),
+        Error::CommitUnknown => row(Code::Unknown, "COMMIT_UNKNOWN", Scope::ResolveCommit),
+        Error::Internal => row(Code::Internal, "INTERNAL", Scope::Nothing),
+    }
+}
+
+/// PostgreSQL's codes, by its Appendix A.
+fn by_sqlstate(sqlstate: &str) -> (Code, Scope) {
+    match sqlstate {
+        "23505" => (Code::AlreadyExists, Scope::Nothing),
+        "25P02" => (Code::FailedPrecondition, Scope::Transaction),
+        "42501" => (Code::PermissionDenied, Scope::Nothing),
+        "53300" => (Code::ResourceExhausted, Scope::Call),
+        // Another transaction held the lock for too long.
+        "55P03" => (Code::Aborted, Scope::Transaction),
+        "57014" => (Code::DeadlineExceeded, Scope::Transaction),
+        _ => match sqlstate.get(..2).unwrap_or_default() {
+            "08" | "57" => (Code::Unavailable, Scope::Call),
+            "0A" | "22" | "42" | "54" => (Code::InvalidArgument, Scope::Nothing),
+            "28" => (Code::PermissionDenied, Scope::Nothing),
+            "40" => (Code::Aborted, Scope::Transaction),
+            "53" => (Code::ResourceExhausted, Scope::Transaction),
+            "58" | "XX" => (Code::Internal, Scope::Nothing),
+            _ => (Code::FailedPrecondition, Scope::Nothing),
+        },
+    }
+}
+
+/// The status of a call that failed without touching a session.
+pub(super) fn from_error(error: Error) -> Status {
+    from_failure(error.into())
+}
+
+/// The status of a failed call.
+pub(super) fn from_failure(failure: Failure) -> Status {
+    let Failure { error, state, verdict } = failure;
+    let Row { code, reason, advice } = lookup(&error);
+    let info = rpc::ErrorInfo { reason: reason.into(), domain: DOMAIN.into(), metadata: metadata(&error) };
+    let mut details = vec![
+        any("google.rpc.ErrorInfo", &info),
+        any("sessionbroker.v1.RetryAdvice", &pb::RetryAdvice { scope: advice.into() }),
+    ];
+    details.extend(error_detail(&error));
+    if matches!((code, advice), (Code::ResourceExhausted | Code::Unavailable, Scope::Call)) {
+        let retry_delay = RETRY_DELAY.try_into().ok();
+        details.push(any("google.rpc.RetryInfo", &rpc::RetryInfo { retry_delay }));
+    }
+    if let Some(verdict) = verdict {
+        details.push(any("sessionbroker.v1.CommitResponse", &convert::verdict(verdict, None)));
+    }
+    if let Some(state) = state {
+        details.push(any("sessionbroker.v1.SessionState", &convert::session_state(state)));
+    }
+    let message = cut(&error.to_string(), MESSAGE_BYTES_MAX);
+    let status = rpc::Status { code: code.into(), message: message.clone(), details };
+    Status::with_details(code, message, status.encode_to_vec().into())
+}
+
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let pair = match error {
+        Error::SessionEnded(reason) => ("end_reason", convert::end_reason(*reason).as_str_name().into()),
+        Error::Database(error) => ("sqlstate", error.sqlstate.clone()),
+        Error::DeadlineExceeded { bound, .. } => ("bound", bound.name().into()),
+        Error::Unreachable { engine, .. } => ("engine", engine.clone()),
+        Error::Invalid { .. }
+        | Error::SessionUnknown
+        | Error::Draining
+        | Error::Exhausted(_)
+        | Error::CommitRolledBack
+        | Error::CommitUnknown
+        | Error::Internal => return HashMap::new(),
+    };
+    HashMap::from([(pair.0.to_owned(), pair.1)])
+}
+
+/// The detail that belongs to the kind of error.
+fn error_detail(error: &Error) -> Option<Any> {
+    match error {
+        Error::Invalid { field, problem } => {
+            let violation = rpc::bad_request::FieldViolation {
+                field: field.clone(),
+                description: cut(problem, MESSAGE_BYTES_MAX),
+                ..Default::default()
+            };
+            Some(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }))
+        }
+        Error::Database(error) => Some(any("sessionbroker.v1.PgError", &bounded(error))),
+        Error::Exhausted(limit) => {
+            let subject = match limit {
+                Exhausted::Sessions(_) => "limits.sessions_max",
+                Exhausted::SessionQueue(_) => "profile.session_queue_max",
+                Exhausted::PoolWait(_) => "engines.pool_size",
+                Exhausted::ResultRows(_) => "profile.result_rows_max",
+                Exhausted::ResultBytes(_) => "profile.result_bytes_max",
+            };
+            let violation = rpc::quota_failure::Violation {
+                subject: subject.into(),
+                description: limit.to_string(),
+                ..Default::default()
+            };
+            Some(any("google.rpc.QuotaFailure", &rpc::QuotaFailure { violations: vec![violation] }))
+        }
+        Error::SessionUnknown
+        | Error::SessionEnded(_)
+        | Error::Draining
+        | Error::Unreachable { .. }
+        | Error::DeadlineExceeded { .. }
+        | Error::CommitRolledBack
+        | Error::CommitUnknown
+        | Error::Internal => None,
+    }
+}
+
+/// `error` with its texts cut to fit: the message first, what helps least last.
+fn bounded(error: &PgError) -> pb::PgError {
+    let mut message = convert::pg_error(error.clone());
+    let mut left = PG_BYTES_MAX;
+    for text in [
+        &mut message.sqlstate,
+        &mut message.severity,
+        &mut message.message,
+        &mut message.constraint,
+        &mut message.schema,
+        &mut message.table,
+        &mut message.column,
+        &mut message.data_type,
+        &mut message.detail,
+        &mut message.hint,
+        &mut message.r#where,
+        &mut message.internal_query,
+        &mut message.routine,
+        &mut message.file,
+    ] {
+        *text = cut(text, left.min(PG_FIELD_BYTES_MAX));
+        left -= text.len();
+    }
+    message
+}
+
+/// The longest beginning of `text` that is whole characters and at most so many bytes.
+fn cut(text: &str, bytes_max: usize) -> String {
+    text[..text.floor_char_boundary(bytes_max)].to_owned()
+}
+
+fn any(name: &str, message: &impl Message) -> Any {
+    Any { type_url: format!("type.googleapis.com/{name}"), value: message.encode_to_vec() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn details_fit_a_header_whatever_postgresql_said() {
+        let long = || Some("é".repeat(100_000));
+        let error = PgError {
+            severity: "ERROR".into(),
+            sqlstate: "P0001".into(),
+            message: "é".repeat(100_000),
+            detail: long(),
+            hint: long(),
+            internal_query: long(),
+            where_: long(),
+            ..PgError::default()
+        };
+        let status = from_error(Error::Database(Box::new(error)));
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.details().len() < 5 * 1024, "{}", status.details().len());
+        assert!(status.message().len() <= MESSAGE_BYTES_MAX);
+    }
+}

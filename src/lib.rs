@@ -1,0 +1,59 @@
+//! A gRPC session broker for PostgreSQL: the map of the house.
+//!
+//! It lends PostgreSQL sessions to programs in any language: begin one, run statements, commit or roll back, close.
+//!
+//! ```text
+//!            callers                                  operators
+//!               │ gRPC                                    │ signals, health
+//!   ┌───────────▼─────────────┐                ┌──────────▼─────────┐
+//!   │ grpc    service convert │◀───────────────│ server    config   │
+//!   │         status  auth    │                │ telemetry dev main │
+//!   └───────────┬─────────────┘                └──────────┬─────────┘
+//!   ┌───────────▼─────────────────────────────────────┐   │
+//!   │ broker  registry ─▶ session ─▶ transaction task │   │
+//!   │         reaper ───────▲         │ engine (port) │   │
+//!   └─────────────────────────────────┼───────────────┘   │
+//!   ┌─────────────────────────────────▼───────────────┐   │
+//!   │ postgres  engine (deadpool) connection cancel   │◀──┘
+//!   │           wire  value                           │
+//!   └─────────────────────────────────┬───────────────┘
+//!                                     ▼ PostgreSQL
+//! ```
+//!
+//! The way of one Execute, five rooms, no turning back: `grpc::service` decodes, `broker::registry` finds the session
+//! or why it ended, `broker::session` suspends the lease and waits for the turn, `broker::transaction` owns the
+//! connection and the deadline, `postgres::connection` runs the statement and reads the rows.
+//!
+//! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
+//! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
+//! renewed, expires, and its session is reaped; an ended session leaves a *tombstone* that says why; a connection is
+//! *released* when proven clean and *discarded* otherwise; a broker that stops *drains*.
+//!
+//! The invariants, each with a test:
+//!
+//! 1. A dropped connection is discarded; only the transaction task releases one, after proof that it is idle and clean.
+//! 2. An RPC future owns nothing; all work on a connection runs in the transaction task.
+//! 3. Nothing falls back to autocommit: a statement for an ended or unknown session runs nothing.
+//! 4. OK from Commit means committed; a commit that became a rollback is an error; a lost answer is UNKNOWN.
+//! 5. A COMMIT in flight is never cancelled, and its outcome is remembered.
+//! 6. A running statement suspends the lease; a busy session is never reaped.
+//! 7. KeepAlive touches the lease only: never PostgreSQL, the maximum age or the transaction's deadline.
+//! 8. Reaping cancels, rolls back, releases or discards, each within a bound, and leaves the reason.
+//! 9. No state crosses sessions.
+//! 10. Calls on one session are serial, in arrival order, in a bounded queue.
+//! 11. At most one cancel is outstanding on a connection, and nothing is sent before it is known to be over.
+//! 12. Everything has a limit, with a default and a reason.
+//! 13. Liveness never depends on PostgreSQL; readiness does.
+//! 14. No secret and no parameter's value reaches a log, a `Debug` text or an error's detail of ours.
+
+pub mod broker;
+
+pub mod postgres;
+
+pub mod grpc;
+
+pub mod config;
+pub mod server;
+pub mod telemetry;
+
+pub mod dev;

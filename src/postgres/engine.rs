@@ -1,0 +1,216 @@
+//! An engine: one PostgreSQL target behind a deadpool pool.
+//!
+//! Connections are opened here, stream and all, so that one budget covers resolving, connecting and logging in, and
+//! their messages can be watched. Invariant: every wait has a bound.
+
+use std::fmt;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use deadpool::Runtime;
+use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType, Timeouts};
+use deadpool_postgres::ClientWrapper;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::timeout;
+use tokio_postgres::{AsyncMessage, NoTls};
+
+use super::connection::PooledConnection;
+use super::error::pg_error;
+use super::net::{Address, Host};
+use super::options::ConnectOptions;
+use super::wire::{Watched, Wire};
+use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo};
+use crate::broker::error::PgError;
+
+/// How large a pool is and how long it makes callers wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// The most connections.
+    pub size: usize,
+    /// The longest wait for one when all are in use.
+    pub timeout: Duration,
+}
+
+impl Default for PoolOptions {
+    fn default() -> Self {
+        Self {
+            // What SQLAlchemy's pool_size 5 with max_overflow 10 comes to.
+            size: 15,
+            // A caller that waits longer is better off with an error it can act on.
+            timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A PostgreSQL target and its pool.
+pub struct PostgresEngine {
+    name: String,
+    pool: Pool<Opener>,
+    pool_timeout: Duration,
+    server_version: Mutex<String>,
+}
+
+impl PostgresEngine {
+    /// An engine that opens its first connection when it is needed. Call it on a tokio runtime.
+    pub fn new(name: String, options: ConnectOptions, pool: &PoolOptions) -> Self {
+        /// Our opener keeps its own budget; this only stops one that fails to.
+        const OPENER_SLACK: Duration = Duration::from_secs(5);
+        /// Recycling looks at a flag.
+        const RECYCLE: Duration = Duration::from_secs(1);
+
+        let create = options.connect_timeout + OPENER_SLACK;
+        let timeouts = Timeouts { wait: Some(pool.timeout), create: Some(create), recycle: Some(RECYCLE) };
+        let pool_timeout = pool.timeout;
+        let pool = Pool::builder(Opener { options })
+            .max_size(pool.size)
+            .timeouts(timeouts)
+            .runtime(Runtime::Tokio1)
+            .build()
+            .expect("a pool with timeouts has a runtime");
+        Self { name, pool, pool_timeout, server_version: Mutex::default() }
+    }
+
+    async fn connection(&self) -> Result<PooledConnection, CheckoutError> {
+        let backend: Object<Opener> = self.pool.get().await.map_err(|error| match error {
+            PoolError::Timeout(TimeoutType::Wait) => CheckoutError::Wait(self.pool_timeout),
+            PoolError::Backend(OpenError::Refused(error)) => CheckoutError::Refused(error),
+            error => CheckoutError::Unreachable(error.to_string()),
+        })?;
+        self.server_version.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&backend.server_version);
+        Ok(PooledConnection::new(backend))
+    }
+}
+
+#[async_trait]
+impl Engine for PostgresEngine {
+    fn info(&self) -> EngineInfo {
+        let options = &self.pool.manager().options;
+        EngineInfo {
+            name: self.name.clone(),
+            database: options.database.clone(),
+            user: options.user.clone(),
+            server_version: self.server_version.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }
+    }
+
+    async fn checkout(&self) -> Result<Box<dyn Connection>, CheckoutError> {
+        Ok(Box::new(self.connection().await?))
+    }
+
+    async fn probe(&self) -> Result<(), CheckoutError> {
+        let connection = match self.connection().await {
+            Ok(connection) => Box::new(connection),
+            Err(CheckoutError::Wait(_)) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        connection.ping().await?;
+        connection.release().await;
+        Ok(())
+    }
+}
+
+impl fmt::Debug for PostgresEngine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PostgresEngine").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Opens connections for the pool.
+pub(super) struct Opener {
+    options: ConnectOptions,
+}
+
+/// An open connection.
+pub(super) struct Backend {
+    /// Dropping it ends the connection's task and closes the socket.
+    pub(super) client: ClientWrapper,
+    pub(super) wire: Arc<Wire>,
+    pub(super) address: Address,
+    pub(super) pid: i32,
+    server_version: String,
+}
+
+/// Why a connection was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error("{0}")]
+    Refused(Box<PgError>),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl managed::Manager for Opener {
+    type Type = Backend;
+    type Error = OpenError;
+
+    async fn create(&self) -> Result<Backend, OpenError> {
+        let budget = self.options.connect_timeout;
+        match timeout(budget, self.open()).await {
+            Ok(opened) => opened,
+            Err(_) => Err(OpenError::Failed(format!(
+                "no connection within {}, logging in included",
+                humantime::format_duration(budget)
+            ))),
+        }
+    }
+
+    async fn recycle(&self, backend: &mut Backend, _: &Metrics) -> RecycleResult<OpenError> {
+        if backend.wire.is_lost() || backend.client.is_closed() {
+            return Err(RecycleError::message("the server closed it"));
+        }
+        Ok(())
+    }
+}
+
+impl Opener {
+    /// Opens a connection to the first host that takes one.
+    async fn open(&self) -> Result<Backend, OpenError> {
+        let mut failures = Vec::new();
+        for host in &self.options.hosts {
+            match self.open_at(host).await {
+                Ok(backend) => return Ok(backend),
+                // The server was there and said no: others would say the same, or be the wrong ones to ask.
+                Err(OpenError::Refused(error)) => return Err(OpenError::Refused(error)),
+                Err(OpenError::Failed(cause)) => failures.push(format!("{host}: {cause}")),
+            }
+        }
+        Err(OpenError::Failed(failures.join("; ")))
+    }
+
+    async fn open_at(&self, host: &Host) -> Result<Backend, OpenError> {
+        let (address, stream) = host.connect().await.map_err(|error| OpenError::Failed(error.to_string()))?;
+        let wire = Wire::new();
+        let stream = Watched::new(stream, wire.clone());
+        let config = self.options.driver_config();
+        let (client, connection) =
+            config.connect_raw(stream, NoTls).await.map_err(|error| match error.as_db_error() {
+                Some(refusal) => OpenError::Refused(Box::new(pg_error(refusal))),
+                None => OpenError::Failed(error.to_string()),
+            })?;
+        let server_version = connection.parameter("server_version").unwrap_or_default().to_owned();
+        let pid = wire.backend_pid().ok_or_else(|| OpenError::Failed("the server named no process id".into()))?;
+        let driver = tokio::spawn(drive(connection, wire.clone()));
+        Ok(Backend { client: ClientWrapper::new(client, driver), wire, address, pid, server_version })
+    }
+}
+
+/// Moves a connection's messages until it ends, and notes its notices and its end.
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, wire: Arc<Wire>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) => wire.notice(pg_error(&notice)),
+            // Notifications have no listener; the enum may grow.
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                return wire.lose(error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string));
+            }
+            None => return wire.lose("connection closed"),
+        }
+    }
+}

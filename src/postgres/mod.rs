@@ -1,0 +1,15 @@
+//! PostgreSQL behind the domain's port: engines, their pools, connections, values.
+//!
+//! The only place that says tokio_postgres or deadpool; it knows no tonic and no prost.
+
+mod text_form;
+mod value;
+
+mod error;
+mod net;
+pub mod options;
+mod wire;
+
+mod cancel;
+mod connection;
+pub mod engine;
