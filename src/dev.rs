@@ -57,6 +57,7 @@ ALTER TABLE accounts OWNER TO broker;
 #[derive(Debug)]
 pub struct ThrowAwayPostgres {
     script: Child,
+    directory: PathBuf,
     port: u16,
     password: String,
 }
@@ -113,7 +114,7 @@ impl ThrowAwayPostgres {
             command.uid(user).gid(group);
         }
         let script = command.spawn()?;
-        let mut started = Self { script, port, password };
+        let mut started = Self { script, directory: dir, port, password };
         started.wait_until_ready()?;
         Ok(started)
     }
@@ -126,6 +127,11 @@ impl ThrowAwayPostgres {
     /// The URL of a database, for the superuser.
     pub fn admin_url(&self, database: &str) -> String {
         format!("postgresql://postgres:{}@127.0.0.1:{}/{database}", self.password, self.port)
+    }
+
+    /// Where its files are, its log among them.
+    pub fn directory(&self) -> &Path {
+        &self.directory
     }
 
     fn wait_until_ready(&mut self) -> Result<(), DevError> {

@@ -87,6 +87,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             telemetry::init();
             let postgres = ThrowAwayPostgres::start()?;
             let url = postgres.url("sample");
+            let log = postgres.directory().join("log").display().to_string();
             let setting = |name: &str, value: &str| (format!("SESSION_BROKER__{name}"), value.to_owned());
             let config = Config::load(
                 None,
@@ -95,7 +96,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             // PostgreSQL stops when `postgres` is dropped, after the broker has.
             serve(config, |address| {
                 format!(
-                    "session-broker is ready on {address}, its PostgreSQL at {url}\n\
+                    "session-broker is ready on {address}, its PostgreSQL at {url} with its log in {log}\n\
                      First call:\n  \
                      grpcurl -plaintext -d '{{}}' {address} sessionbroker.v1.SessionService/BeginSession\n\
                      Ctrl-C stops both.\n"

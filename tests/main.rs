@@ -1,1 +1,23 @@
+//! The integration tests: one binary, a module for each subject.
+//!
+//! Promises about PostgreSQL are tested on a real one, started for the run; promises about time and cancellation on a
+//! fake engine with a paused clock.
 
+mod fake_engine;
+mod support;
+
+mod layers;
+
+mod sessions;
+
+mod bad_input;
+
+mod values;
+
+mod dropped_calls;
+mod leases;
+
+mod backends;
+
+mod command_line;
+mod python;

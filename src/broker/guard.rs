@@ -181,7 +181,8 @@ mod tests {
 
         #[test]
         fn commit_behind_any_trivia_is_refused(trivia in "([ \\t\\n;]|/\\*[a-z ]{0,5}\\*/|--[a-z ]{0,5}\\n){0,8}") {
-            prop_assert!(check(&format!("{trivia}CoMMit")).is_err());
+            let sql = format!("{trivia}CoMMit");
+            prop_assert!(check(&sql).is_err());
         }
     }
 }

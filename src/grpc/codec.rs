@@ -49,12 +49,42 @@ impl<U: Message + Default> Decoder for RequestDecoder<U> {
 
     fn decode(&mut self, buf: &mut DecodeBuf<'_>) -> Result<Option<U>, Status> {
         U::decode(buf).map(Some).map_err(|error| {
-            // "failed to decode Protobuf message: ExecuteRequest.sql: invalid string value: ..."
             let text = error.to_string();
-            let cause = text.trim_start_matches("failed to decode Protobuf message: ");
-            let (field, problem) = cause.split_once(": ").unwrap_or(("request", cause));
-            let field = field.split_once('.').map_or(field, |(_message, field)| field);
+            let (field, problem) = blame(&text);
             status::from_error(Error::invalid(field, format!("does not decode: {problem}")))
         })
+    }
+}
+
+/// The field and the problem in prost's "failed to decode Protobuf message: Value.kind: Parameter.value:
+/// ExecuteRequest.parameters: invalid string value ...", which names the innermost field first.
+fn blame(text: &str) -> (String, &str) {
+    let mut problem = text.trim_start_matches("failed to decode Protobuf message: ");
+    let mut path = Vec::new();
+    while let Some((place, rest)) = problem.split_once(": ")
+        && let Some((_message, field)) = place.split_once('.')
+        && !place.contains(' ')
+    {
+        path.push(field);
+        problem = rest;
+    }
+    path.reverse();
+    (if path.is_empty() { "request".into() } else { path.join(".") }, problem)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grpc::pb;
+
+    #[test]
+    fn a_request_that_does_not_decode_is_blamed_on_its_field() {
+        let parameter = [b"\x0a\x03\x2a\x01\xff".as_slice()].concat();
+        let request = [b"\x1a".as_slice(), &[u8::try_from(parameter.len()).unwrap()], &parameter].concat();
+        let error = pb::ExecuteRequest::decode(request.as_slice()).unwrap_err().to_string();
+        let expected = ("parameters.value.kind".to_owned(), "invalid string value: data is not UTF-8 encoded");
+        assert_eq!(blame(&error), expected);
+        let error = pb::ExecuteRequest::decode(b"\x07".as_slice()).unwrap_err().to_string();
+        assert_eq!(blame(&error).0, "request");
     }
 }

@@ -137,7 +137,7 @@ fn error_detail(error: &Error) -> Option<Any> {
     match error {
         Error::Invalid { field, problem } => {
             let violation = rpc::bad_request::FieldViolation {
-                field: field.clone(),
+                field: cut(field, MESSAGE_BYTES_MAX),
                 description: cut(problem, MESSAGE_BYTES_MAX),
                 ..Default::default()
             };

@@ -1,0 +1,229 @@
+//! The program itself: dev, serve, check, and its signals.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::TcpListener;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+
+use session_broker::grpc::pb;
+use session_broker::grpc::pb::session_service_client::SessionServiceClient;
+use tokio::io::copy_bidirectional;
+use tonic::Code;
+use tonic::transport::Endpoint;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+
+use crate::support::{Database, Session, first_row, text};
+
+const SESSION_SERVICE: &str = "sessionbroker.v1.SessionService";
+
+/// The program running.
+pub(crate) struct Program {
+    child: Child,
+    output: BufReader<ChildStdout>,
+    pub(crate) address: String,
+    /// The line that tells the address.
+    ready: String,
+}
+
+impl Program {
+    /// Starts it and waits for its ready line.
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = program()
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut output = BufReader::new(child.stdout.take().unwrap());
+        let mut ready = String::new();
+        output.read_line(&mut ready).unwrap();
+        let address =
+            ready.split([' ', ',', '\n']).find(|word| word.starts_with("127.0.0.1:")).expect(&ready).to_owned();
+        Self { child, output, address, ready }
+    }
+
+    /// Serves `database` with a configuration file.
+    pub(crate) fn serve(database_url: &str, more: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("broker.toml");
+        std::fs::write(&file, format!("drain_grace = \"5s\"\n[engines.main]\nurl = {database_url:?}\n{more}")).unwrap();
+        Self::start(&["serve", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"])
+    }
+
+    pub(crate) fn client(&self) -> SessionServiceClient<tonic::transport::Channel> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
+        SessionServiceClient::new(endpoint.connect_lazy())
+    }
+
+    async fn session(&self) -> Session {
+        Session::begin(self.client(), pb::BeginSessionRequest::default()).await.unwrap()
+    }
+
+    /// Where the throw-away PostgreSQL of `dev` has its files.
+    fn directory(&self) -> PathBuf {
+        let log = Path::new(self.ready.split_whitespace().last().unwrap());
+        log.parent().unwrap().to_owned()
+    }
+
+    fn signal(&self, name: &str) {
+        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        assert!(sent.success());
+    }
+
+    fn wait(mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // A test that failed leaves nothing running.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_session-broker"))
+}
+
+/// The exit code of a program that ends by itself.
+fn exit_code(program: Program) -> Option<i32> {
+    let status = program.wait();
+    assert_eq!(status.signal(), None);
+    status.code()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_serves_a_sample_database_and_leaves_nothing_behind() {
+    let mut dev = Program::start(&["dev", "--listen", "127.0.0.1:0"]);
+    let mut rest = String::new();
+    for _ in 0..3 {
+        dev.output.read_line(&mut rest).unwrap();
+    }
+    let call = format!("grpcurl -plaintext -d '{{}}' {} {SESSION_SERVICE}/BeginSession", dev.address);
+    assert!(rest.contains(&call), "{rest}");
+    let session = dev.session().await;
+    let result = session.execute("SELECT owner FROM accounts WHERE id = 1").await.unwrap();
+    assert_eq!(first_row(&result), [text("Ada")]);
+    let directory = dev.directory();
+    assert!(directory.exists());
+    dev.signal("INT");
+    assert_eq!(exit_code(dev), Some(0));
+    assert!(!directory.exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_leaves_nothing_behind_even_when_it_is_killed() {
+    let dev = Program::start(&["dev", "--listen", "127.0.0.1:0"]);
+    dev.session().await.execute("SELECT 1").await.unwrap();
+    let directory = dev.directory();
+    let url = dev.ready.split_whitespace().find(|word| word.starts_with("postgresql://")).unwrap().to_owned();
+    dev.signal("KILL");
+    dev.wait();
+    // The script that stops the server is another process; its last act is to remove the directory.
+    for _ in 0..2_000 {
+        if !directory.exists() {
+            break;
+        }
+        let _ = Command::new("sleep").arg("0.01").status();
+    }
+    assert!(!directory.exists(), "{} is still there", directory.display());
+    let refused = Command::new("psql").args(["-c", "SELECT 1", &url]).output().unwrap();
+    assert!(!refused.status.success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sigterm_lets_calls_finish_rolls_the_rest_back_and_exits_zero() {
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "");
+    let (calling, lingering) = (broker.session().await, broker.session().await);
+    calling.execute("UPDATE accounts SET balance = 1 WHERE id = 1").await.unwrap();
+    lingering.execute("UPDATE accounts SET balance = 1 WHERE id = 2").await.unwrap();
+    let call = tokio::spawn(async move { calling.execute_and_commit("SELECT pg_sleep(1)").await });
+    database.wait_for(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()",
+        "1",
+    );
+    broker.signal("TERM");
+    assert_eq!(call.await.unwrap().unwrap().commit.unwrap().outcome(), pb::Outcome::Committed);
+    assert_eq!(exit_code(broker), Some(0));
+    assert_eq!((database.balances().as_str(), database.open_transactions().as_str()), ("1 100", "0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_without_its_database_starts_is_not_ready_and_recovers() {
+    let database = Database::create();
+    // A port that nothing listens on until the database "comes".
+    let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let url = database.url();
+    let real = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
+    let broker = Program::serve(&url.replace(&real, &absent.to_string()), "");
+    let endpoint = Endpoint::from_shared(format!("http://{}", broker.address)).unwrap();
+    let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+    let request = |service: &str| HealthCheckRequest { service: service.into() };
+    let alive = health.check(request("")).await.unwrap().into_inner();
+    assert_eq!(alive.status(), ServingStatus::Serving);
+    let mut ready = health.watch(request(SESSION_SERVICE)).await.unwrap().into_inner();
+    let status = |answer: Option<HealthCheckResponse>| answer.unwrap().status();
+    assert_eq!(status(ready.message().await.unwrap()), ServingStatus::NotServing);
+    let session = broker.session().await;
+    let refused = session.execute("SELECT 1").await.unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::Unavailable, "ENGINE_UNREACHABLE"));
+    assert_eq!(refused.transaction_state(), pb::TransactionState::None);
+    assert!(refused.retry_info);
+    let proxy = tokio::net::TcpListener::bind(absent).await.unwrap();
+    let proxying = tokio::spawn(async move {
+        loop {
+            let (mut caller, _) = proxy.accept().await.unwrap();
+            let mut server = tokio::net::TcpStream::connect(&real).await.unwrap();
+            tokio::spawn(async move { copy_bidirectional(&mut caller, &mut server).await });
+        }
+    });
+    assert_eq!(status(ready.message().await.unwrap()), ServingStatus::Serving);
+    session.execute("SELECT 1").await.unwrap();
+    proxying.abort();
+}
+
+#[test]
+fn check_prints_what_is_in_effect_or_every_problem() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("broker.toml");
+    let check = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        program()
+            .args(["check", "--config", file.to_str().unwrap()])
+            .env("SESSION_BROKER__PROFILE__LEASE_TTL", "45s")
+            .output()
+            .unwrap()
+    };
+    let good = check("[engines.main]\nurl = \"postgresql://u:hush@localhost/db\"");
+    let printed = String::from_utf8(good.stdout).unwrap();
+    assert!(good.status.success());
+    assert!(printed.contains("lease_ttl = \"45s\"") && !printed.contains("hush"), "{printed}");
+    let bad = check("lisen = \"x\"\n[engines.main]\nurl = \"mysql://u:hush@h/d\"");
+    let problems = String::from_utf8(bad.stderr).unwrap();
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(problems.contains("lisen") && problems.contains("engines.main.url"), "{problems}");
+    assert!(!problems.contains("hush"), "{problems}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_taken_port_is_named() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut child = program()
+        .args(["serve", "--listen", &address])
+        .env("SESSION_BROKER__ENGINES__MAIN__URL", "postgresql://u@localhost/db")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut message = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut message).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert!(message.contains(&address), "{message}");
+}

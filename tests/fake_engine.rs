@@ -1,0 +1,229 @@
+//! An engine whose every step is a gate that opens, fails, opens late, or never opens. For tests of cancellation and of
+//! time under a paused clock; it keeps the port's promises, and counts what became of its connections.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use session_broker::broker::engine::{
+    Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, Lost, StatementError, TransactionOptions,
+    TransactionStatus,
+};
+use session_broker::broker::error::PgError;
+use session_broker::broker::statement::{ResultLimits, ResultSet, Statement};
+use tokio::sync::Notify;
+use tokio::time::sleep;
+
+/// What a step does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Gate {
+    Ok,
+    Err,
+    Slow,
+    Never,
+}
+
+/// How late a slow gate opens.
+pub(crate) const SLOW: Duration = Duration::from_millis(100);
+
+impl Gate {
+    pub(crate) const ALL: [Self; 4] = [Self::Ok, Self::Err, Self::Slow, Self::Never];
+
+    /// Passes the gate: whether the step succeeds.
+    async fn pass(self) -> bool {
+        match self {
+            Self::Ok => true,
+            Self::Err => false,
+            Self::Slow => {
+                sleep(SLOW).await;
+                true
+            }
+            Self::Never => std::future::pending().await,
+        }
+    }
+}
+
+/// A gate for each step.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gates {
+    pub(crate) checkout: Gate,
+    pub(crate) execute: Gate,
+    pub(crate) cancel: Gate,
+    pub(crate) commit: Gate,
+    pub(crate) rollback: Gate,
+}
+
+impl Gates {
+    pub(crate) const OPEN: Self =
+        Self { checkout: Gate::Ok, execute: Gate::Ok, cancel: Gate::Ok, commit: Gate::Ok, rollback: Gate::Ok };
+}
+
+/// What became of the connections.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    pub(crate) checked_out: u32,
+    pub(crate) released: u32,
+    pub(crate) discarded: u32,
+    /// Released while not idle: must stay zero.
+    pub(crate) released_open: u32,
+    /// Statements run outside of a transaction: must stay zero.
+    pub(crate) run_outside: u32,
+    pub(crate) committing: u32,
+    pub(crate) committed: u32,
+    pub(crate) statements: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct FakeEngine {
+    gates: Gates,
+    counts: Arc<Mutex<Counts>>,
+}
+
+impl FakeEngine {
+    pub(crate) fn new(gates: Gates) -> Self {
+        Self { gates, counts: Arc::default() }
+    }
+
+    pub(crate) fn counts(&self) -> Counts {
+        *self.counts.lock().unwrap()
+    }
+}
+
+#[async_trait]
+impl Engine for FakeEngine {
+    fn info(&self) -> EngineInfo {
+        EngineInfo { name: "fake".into(), database: String::new(), user: String::new(), server_version: String::new() }
+    }
+
+    async fn checkout(&self) -> Result<Box<dyn Connection>, CheckoutError> {
+        if !self.gates.checkout.pass().await {
+            return Err(CheckoutError::Unreachable("the gate is shut".into()));
+        }
+        self.counts.lock().unwrap().checked_out += 1;
+        Ok(Box::new(FakeConnection {
+            gates: self.gates,
+            counts: self.counts.clone(),
+            status: TransactionStatus::Idle,
+            cancelled: Arc::new(Notify::new()),
+            released: false,
+        }))
+    }
+
+    async fn probe(&self) -> Result<(), CheckoutError> {
+        Ok(())
+    }
+}
+
+struct FakeConnection {
+    gates: Gates,
+    counts: Arc<Mutex<Counts>>,
+    status: TransactionStatus,
+    cancelled: Arc<Notify>,
+    released: bool,
+}
+
+impl FakeConnection {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
+        self.counts.lock().unwrap()
+    }
+}
+
+fn refusal(sqlstate: &str) -> Box<PgError> {
+    Box::new(PgError { sqlstate: sqlstate.into(), ..PgError::default() })
+}
+
+#[async_trait]
+impl Connection for FakeConnection {
+    fn backend_pid(&self) -> i32 {
+        1
+    }
+
+    fn canceller(&self) -> Arc<dyn Canceller> {
+        Arc::new(FakeCanceller { gate: self.gates.cancel, cancelled: self.cancelled.clone() })
+    }
+
+    fn status(&self) -> TransactionStatus {
+        self.status
+    }
+
+    async fn execute(
+        &mut self,
+        begin: Option<&TransactionOptions>,
+        _: &Statement,
+        _: ResultLimits,
+    ) -> Result<ResultSet, StatementError> {
+        self.counts().statements += 1;
+        if begin.is_some() {
+            self.status = TransactionStatus::Open;
+        }
+        if self.status == TransactionStatus::Idle {
+            self.counts().run_outside += 1;
+        }
+        let failure = tokio::select! {
+            passed = self.gates.execute.pass() => if passed { return Ok(ResultSet::default()) } else { "23505" },
+            () = self.cancelled.notified() => "57014",
+        };
+        self.status = TransactionStatus::Failed;
+        Err(StatementError::Failed(refusal(failure)))
+    }
+
+    async fn commit(&mut self) -> CommitVerdict {
+        self.counts().committing += 1;
+        let passed = self.gates.commit.pass().await;
+        self.counts().committing -= 1;
+        let failed = std::mem::replace(&mut self.status, TransactionStatus::Idle) == TransactionStatus::Failed;
+        match (passed, failed) {
+            (true, false) => {
+                self.counts().committed += 1;
+                CommitVerdict::Committed(1)
+            }
+            (true, true) => CommitVerdict::RolledBack,
+            (false, _) => CommitVerdict::Failed(refusal("40001")),
+        }
+    }
+
+    async fn rollback(&mut self) -> Result<(), Lost> {
+        if !self.gates.rollback.pass().await {
+            return Err(Lost("the gate is shut".into()));
+        }
+        self.status = TransactionStatus::Idle;
+        Ok(())
+    }
+
+    async fn lost(&mut self) -> Lost {
+        std::future::pending().await
+    }
+
+    async fn release(mut self: Box<Self>) {
+        let idle = self.status == TransactionStatus::Idle;
+        self.released = true;
+        let mut counts = self.counts();
+        counts.released += 1;
+        counts.released_open += u32::from(!idle);
+    }
+}
+
+impl Drop for FakeConnection {
+    fn drop(&mut self) {
+        if !self.released {
+            self.counts().discarded += 1;
+        }
+    }
+}
+
+struct FakeCanceller {
+    gate: Gate,
+    cancelled: Arc<Notify>,
+}
+
+#[async_trait]
+impl Canceller for FakeCanceller {
+    async fn cancel(&self) -> Result<(), Lost> {
+        if self.gate.pass().await {
+            self.cancelled.notify_one();
+            Ok(())
+        } else {
+            Err(Lost("the gate is shut".into()))
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! Leases: granted, renewed, suspended, expired. On the fake engine under a paused clock, where time matters.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use session_broker::broker::error::{Bound, EndReason, Error};
+use session_broker::broker::principal::Principal;
+use session_broker::broker::profile::{Limits, Profile};
+use session_broker::broker::session::{ExecuteCall, Session, TransactionState};
+use session_broker::broker::statement::Statement;
+use session_broker::broker::token::SessionToken;
+use session_broker::broker::{BeginSession, Broker};
+use tokio::time::{Instant, advance, sleep};
+
+use crate::fake_engine::{FakeEngine, Gate, Gates};
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+pub(crate) fn broker(gates: Gates, profile: Profile, limits: Limits) -> (Broker, Arc<FakeEngine>) {
+    let engine = Arc::new(FakeEngine::new(gates));
+    let engines = BTreeMap::from([("fake".to_owned(), engine.clone() as Arc<_>)]);
+    (Broker::new("test".into(), engines, "fake".into(), profile, limits), engine)
+}
+
+fn open_broker() -> (Broker, Arc<FakeEngine>) {
+    broker(Gates::OPEN, Profile::default(), Limits::default())
+}
+
+pub(crate) fn begin(broker: &Broker, ttl: Duration) -> Arc<Session> {
+    let request = BeginSession { lease_ttl: Some(ttl), ..BeginSession::default() };
+    broker.begin_session(&Principal::anonymous(), request).unwrap().session
+}
+
+pub(crate) fn call(commit: bool) -> ExecuteCall {
+    let statement = Statement::new("SELECT 1".into(), Vec::new()).unwrap();
+    ExecuteCall { statement, commit, rows_max: None, timeout: None, grpc_deadline: None }
+}
+
+/// Lets tasks that are ready run, without moving the clock.
+async fn settle() {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_session_ends_when_its_lease_runs_out_and_not_before() {
+    let (broker, _) = open_broker();
+    let session = begin(&broker, 10 * SECOND);
+    advance(10 * SECOND - MILLISECOND).await;
+    settle().await;
+    assert_eq!(broker.live_sessions(), 1);
+    // The wheel turns in steps of a millisecond.
+    sleep(3 * MILLISECOND).await;
+    assert_eq!(broker.live_sessions(), 0);
+    assert_eq!(session.state(), Err(EndReason::LeaseExpired));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_expired_lease_rolls_back_and_frees_the_connection() {
+    let (broker, engine) = open_broker();
+    let session = begin(&broker, 10 * SECOND);
+    session.execute(call(false)).await.unwrap();
+    sleep(10 * SECOND + 5 * MILLISECOND).await;
+    assert_eq!(session.execute(call(false)).await.unwrap_err().error, Error::SessionEnded(EndReason::LeaseExpired));
+    let counts = engine.counts();
+    assert_eq!((counts.released, counts.discarded, counts.released_open, counts.statements), (1, 0, 0, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn finished_calls_and_keep_alive_renew_the_lease() {
+    let (broker, _) = open_broker();
+    let session = begin(&broker, 10 * SECOND);
+    for _ in 0..4 {
+        sleep(9 * SECOND).await;
+        assert_eq!(session.keep_alive().unwrap().lease_remaining, 10 * SECOND);
+        sleep(9 * SECOND).await;
+        session.commit().await.unwrap();
+    }
+    // Looking does not renew.
+    sleep(9 * SECOND).await;
+    assert_eq!(session.state().unwrap().lease_remaining, SECOND);
+    sleep(2 * SECOND).await;
+    assert_eq!(session.keep_alive(), Err(Error::SessionEnded(EndReason::LeaseExpired)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_running_statement_suspends_the_lease() {
+    let gates = Gates { execute: Gate::Never, ..Gates::OPEN };
+    let (broker, engine) = broker(gates, Profile::default(), Limits::default());
+    let session = begin(&broker, SECOND);
+    let before = Instant::now();
+    // It runs thirty times its lease, until the statement timeout stops it.
+    let failure = session.execute(call(false)).await.unwrap_err();
+    assert_eq!(before.elapsed().as_secs(), 30);
+    let after = 30 * SECOND;
+    assert_eq!(failure.error, Error::DeadlineExceeded { bound: Bound::StatementTimeout, after });
+    let state = failure.state.unwrap();
+    assert_eq!((state.transaction, state.lease_remaining), (TransactionState::Failed, SECOND));
+    sleep(2 * SECOND).await;
+    assert_eq!(session.state(), Err(EndReason::LeaseExpired));
+    assert_eq!(engine.counts().released, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_shortest_time_limit_wins_and_is_named() {
+    let gates = Gates { execute: Gate::Never, ..Gates::OPEN };
+    let profile = Profile { transaction_timeout: 20 * SECOND, ..Profile::default() };
+    for (timeout, grpc, bound, seconds) in [
+        (Some(5), Some(7), Bound::Request, 5),
+        (Some(7), Some(5), Bound::GrpcDeadline, 5),
+        (None, None, Bound::TransactionTimeout, 20),
+        (Some(u64::MAX), None, Bound::TransactionTimeout, 20),
+    ] {
+        let (broker, _) = broker(gates, profile.clone(), Limits::default());
+        let session = begin(&broker, SECOND);
+        let timed = ExecuteCall {
+            timeout: timeout.map(Duration::from_secs),
+            grpc_deadline: grpc.map(|seconds| Instant::now() + seconds * SECOND),
+            ..call(false)
+        };
+        let failure = session.execute(timed).await.unwrap_err();
+        assert_eq!(failure.error, Error::DeadlineExceeded { bound, after: seconds * SECOND });
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_transaction_ends_at_its_deadline_however_it_is_kept_alive() {
+    let (broker, engine) = open_broker();
+    let session = begin(&broker, 10 * SECOND);
+    let state = session.execute(call(false)).await.unwrap().state;
+    assert_eq!(state.transaction_remaining, Some(60 * SECOND));
+    for _ in 0..11 {
+        sleep(5 * SECOND).await;
+        session.keep_alive().unwrap();
+    }
+    assert_eq!(session.state().unwrap().transaction_remaining, Some(5 * SECOND));
+    sleep(6 * SECOND).await;
+    assert_eq!(session.keep_alive(), Err(Error::SessionEnded(EndReason::TransactionDeadline)));
+    assert_eq!(engine.counts().released, 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn keeping_alive_for_ever_ends_at_the_maximum_age() {
+    let profile = Profile { session_age_max: 60 * SECOND, ..Profile::default() };
+    let (broker, _) = broker(Gates::OPEN, profile, Limits::default());
+    let session = begin(&broker, 10 * SECOND);
+    let began = Instant::now();
+    while session.keep_alive().is_ok() {
+        sleep(SECOND).await;
+    }
+    assert_eq!(session.state(), Err(EndReason::MaxAge));
+    assert_eq!(began.elapsed().as_secs(), 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_in_the_instant_of_expiry_runs_whole_or_not_at_all() {
+    for early in [0, 1, 2, 3] {
+        let (broker, engine) = open_broker();
+        let session = begin(&broker, 10 * SECOND);
+        advance(10 * SECOND - early * MILLISECOND).await;
+        let answer = session.execute(call(true)).await;
+        match answer {
+            Ok(_) => assert_eq!((early > 0, engine.counts().committed), (true, 1)),
+            Err(failure) => {
+                assert_eq!(failure.error, Error::SessionEnded(EndReason::LeaseExpired));
+                assert_eq!((early, engine.counts().statements), (0, 0));
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tombstones_are_kept_for_their_time_and_number() {
+    let limits = Limits { tombstones_max: 2, tombstone_ttl: 60 * SECOND, ..Limits::default() };
+    let (broker, _) = broker(Gates::OPEN, Profile::default(), limits);
+    let anonymous = Principal::anonymous();
+    let mut tokens: Vec<SessionToken> = Vec::new();
+    for _ in 0..3 {
+        let granted = broker.begin_session(&anonymous, BeginSession::default()).unwrap();
+        granted.session.close().await.unwrap();
+        tokens.push(granted.token);
+    }
+    let standing = |token| broker.session(&anonymous, token).map(|session| session.state());
+    assert_eq!(standing(&tokens[0]), Err(Error::SessionUnknown));
+    assert_eq!(standing(&tokens[1]), Ok(Err(EndReason::Closed)));
+    assert_eq!(standing(&tokens[2]), Ok(Err(EndReason::Closed)));
+    advance(60 * SECOND).await;
+    assert_eq!(standing(&tokens[2]), Err(Error::SessionUnknown));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_answers_to_its_own_principal_only() {
+    let (broker, _) = open_broker();
+    let owner = Principal::new("billing");
+    let granted = broker.begin_session(&owner, BeginSession::default()).unwrap();
+    let stranger = broker.session(&Principal::new("shipping"), &granted.token);
+    assert_eq!(stranger.err(), Some(Error::SessionUnknown));
+    assert!(broker.session(&owner, &granted.token).is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn ten_thousand_leases_due_at_once_are_all_reaped() {
+    let (broker, engine) = open_broker();
+    for n in 0..10_000 {
+        let session = begin(&broker, 10 * SECOND);
+        if n % 100 == 0 {
+            session.execute(call(false)).await.unwrap();
+        }
+    }
+    sleep(11 * SECOND).await;
+    assert_eq!(broker.live_sessions(), 0);
+    settle().await;
+    assert_eq!(engine.counts().released, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drain_ends_idle_sessions_at_once_and_the_rest_after_its_grace() {
+    let gates = Gates { execute: Gate::Never, ..Gates::OPEN };
+    let (broker, engine) = broker(gates, Profile::default(), Limits::default());
+    let (idle, busy) = (begin(&broker, 60 * SECOND), begin(&broker, 60 * SECOND));
+    let running = tokio::spawn({
+        let busy = busy.clone();
+        async move { busy.execute(call(true)).await }
+    });
+    settle().await;
+    let began = Instant::now();
+    broker.drain(5 * SECOND).await;
+    assert_eq!(began.elapsed().as_secs(), 5);
+    assert_eq!((idle.state(), busy.state()), (Err(EndReason::Drained), Err(EndReason::Drained)));
+    assert_eq!(running.await.unwrap().unwrap_err().error, Error::SessionEnded(EndReason::Drained));
+    let counts = engine.counts();
+    assert_eq!((counts.released + counts.discarded, counts.committed), (1, 0));
+    assert!(matches!(broker.begin_session(&Principal::anonymous(), BeginSession::default()), Err(Error::Draining)));
+}

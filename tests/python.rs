@@ -1,0 +1,65 @@
+//! A caller in another language: Python's grpcio, with stubs generated from our protocol.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+
+use crate::command_line::Program;
+use crate::support::Database;
+
+/// A Python with grpcio and the generated stubs, made once in the build's directory.
+static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-caller");
+    let python = home.join("bin/python");
+    let requirements = Path::new("tests/python/requirements.txt");
+    let installed = home.join("requirements.txt");
+    if std::fs::read(&installed).ok() != std::fs::read(requirements).ok() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements));
+        std::fs::copy(requirements, &installed).unwrap();
+    }
+    let stubs = home.join("stubs");
+    std::fs::create_dir_all(&stubs).unwrap();
+    let protos = ["error", "session", "transaction", "value"].map(|name| format!("sessionbroker/v1/{name}.proto"));
+    run(Command::new(&python)
+        .args(["-m", "grpc_tools.protoc", "-Iproto"])
+        .arg(format!("--python_out={}", stubs.display()))
+        .arg(format!("--grpc_python_out={}", stubs.display()))
+        .args(protos));
+    home
+});
+
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn python(script: &str, address: &str) -> Command {
+    let mut command = Command::new(PYTHON.join("bin/python"));
+    command.arg(Path::new("tests/python").join(script)).arg(address).env("PYTHONPATH", PYTHON.join("stubs"));
+    command
+}
+
+#[test]
+fn a_python_caller_drives_a_whole_session() {
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "");
+    run(&mut python("session.py", &broker.address));
+    assert_eq!(database.balances(), "87.50 112.50");
+}
+
+#[test]
+fn a_python_caller_killed_before_commit_leaves_nothing() {
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "");
+    let mut caller: Child =
+        python("abandon.py", &broker.address).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(caller.stdout.take().unwrap()), &mut line).unwrap();
+    assert_eq!(line, "transferred\n");
+    caller.kill().unwrap();
+    caller.wait().unwrap();
+    // Its lease is a second; psql waits for the rows' locks no longer than that and a second more.
+    database.psql("SET lock_timeout = '2s'; UPDATE accounts SET balance = balance + 1");
+    assert_eq!(database.balances(), "101 101");
+}

@@ -1,0 +1,320 @@
+//! What the tests stand on: one PostgreSQL for the run, a database and a broker for each test, a client.
+
+use std::io::{Read, Write};
+use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use prost::Message;
+use session_broker::config::Config;
+use session_broker::dev::ThrowAwayPostgres;
+use session_broker::grpc::pb;
+use session_broker::grpc::pb::session_service_client::SessionServiceClient;
+use session_broker::server::Server;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+/// Stops and vanishes when the process ends, as its input then does.
+static POSTGRES: LazyLock<ThrowAwayPostgres> =
+    LazyLock::new(|| ThrowAwayPostgres::start().unwrap_or_else(|error| panic!("{error}")));
+
+/// A database of one's own.
+pub(crate) struct Database {
+    pub(crate) name: String,
+}
+
+impl Database {
+    pub(crate) fn create() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        psql(&POSTGRES.admin_url("postgres"), &format!("CREATE DATABASE {name} OWNER broker"));
+        let database = Self { name };
+        psql(
+            &database.url(),
+            "CREATE TABLE accounts (id int PRIMARY KEY, balance numeric NOT NULL CHECK (balance >= 0)); \
+             INSERT INTO accounts VALUES (1, 100), (2, 100)",
+        );
+        database
+    }
+
+    pub(crate) fn url(&self) -> String {
+        POSTGRES.url(&self.name)
+    }
+
+    /// What psql, as an independent witness and a superuser, prints for `sql`.
+    pub(crate) fn psql(&self, sql: &str) -> String {
+        psql(&POSTGRES.admin_url(&self.name), sql)
+    }
+
+    /// Both balances, as psql sees them.
+    pub(crate) fn balances(&self) -> String {
+        self.psql("SELECT string_agg(balance::text, ' ' ORDER BY id) FROM accounts")
+    }
+
+    /// The backends of the broker in this database that are in a transaction.
+    pub(crate) fn open_transactions(&self) -> String {
+        self.psql(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
+             AND application_name = 'session-broker' AND xact_start IS NOT NULL",
+        )
+    }
+}
+
+impl Database {
+    /// Runs `sql` in a transaction of somebody else's that stays open until the answer is dropped.
+    pub(crate) fn hold(&self, sql: &str) -> Held {
+        let mut psql = Command::new("psql")
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", &POSTGRES.admin_url(&self.name)])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("psql is installed with the server");
+        writeln!(psql.stdin.as_mut().unwrap(), "BEGIN; {sql}; SELECT 'held';").unwrap();
+        let mut answer = [0; 5];
+        psql.stdout.as_mut().unwrap().read_exact(&mut answer).unwrap();
+        assert_eq!(&answer, b"held\n");
+        Held(psql)
+    }
+
+    /// Looks until psql prints `expected` for `sql`; fails when it has not after ten seconds.
+    pub(crate) fn wait_for(&self, sql: &str, expected: &str) {
+        let mut seen = String::new();
+        for _ in 0..500 {
+            seen = self.psql(sql);
+            if seen == expected {
+                return;
+            }
+            // psql takes its own ten milliseconds to start; there is no event to wait for in another process.
+        }
+        panic!("{sql} printed {seen}, not {expected}");
+    }
+}
+
+/// An open transaction of somebody else's.
+pub(crate) struct Held(Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        // The end of its input ends psql, and with it the transaction.
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// Runs psql and returns its output; its failure is the test's.
+pub(crate) fn psql(url: &str, sql: &str) -> String {
+    let output = Command::new("psql")
+        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, url])
+        .env("PGTZ", "UTC")
+        .stdin(Stdio::null())
+        .output()
+        .expect("psql is installed with the server");
+    assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().trim_end_matches('\n').to_owned()
+}
+
+/// A broker in this process, stopped when dropped.
+pub(crate) struct Broker {
+    pub(crate) address: String,
+    stop: CancellationToken,
+    task: Option<JoinHandle<()>>,
+}
+
+impl Broker {
+    pub(crate) async fn start(database: &Database) -> Self {
+        Self::start_with(database, "", "").await
+    }
+
+    /// With more settings for the engine, and more sections.
+    pub(crate) async fn start_with(database: &Database, engine: &str, sections: &str) -> Self {
+        let toml = format!(
+            "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\n[engines.main]\nurl = {:?}\n{engine}\n{sections}\n",
+            database.url()
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("broker.toml");
+        std::fs::write(&file, toml).unwrap();
+        let config = Config::load(Some(&file), []).unwrap_or_else(|error| panic!("{error}"));
+        let server = Server::bind(config).await.unwrap();
+        let address = server.local_addr().unwrap().to_string();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone().cancelled_owned();
+        let task = tokio::spawn(async move { server.run(stopped).await.unwrap() });
+        Self { address, stop, task: Some(task) }
+    }
+
+    /// Drains and stops it.
+    pub(crate) async fn stop(mut self) {
+        self.stop.cancel();
+        self.task.take().unwrap().await.unwrap();
+    }
+
+    pub(crate) fn begin_stop(&self) {
+        self.stop.cancel();
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+    }
+
+    pub(crate) fn client(&self) -> SessionServiceClient<Channel> {
+        SessionServiceClient::new(self.channel())
+    }
+
+    pub(crate) async fn session(&self) -> Session {
+        self.session_with(pb::BeginSessionRequest::default()).await
+    }
+
+    pub(crate) async fn session_with(&self, request: pb::BeginSessionRequest) -> Session {
+        Session::begin(self.client(), request).await.unwrap()
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A caller with its session.
+#[derive(Clone)]
+pub(crate) struct Session {
+    pub(crate) client: SessionServiceClient<Channel>,
+    pub(crate) token: String,
+    pub(crate) id: String,
+}
+
+impl Session {
+    pub(crate) async fn begin(
+        mut client: SessionServiceClient<Channel>,
+        request: pb::BeginSessionRequest,
+    ) -> Result<Self, Status> {
+        let begun = client.begin_session(request).await?.into_inner();
+        Ok(Self { client, token: begun.session_token, id: begun.session_id })
+    }
+
+    pub(crate) fn statement(&self, sql: &str, parameters: Vec<pb::value::Kind>) -> pb::ExecuteRequest {
+        let parameter = |kind| pb::Parameter { value: Some(pb::Value { kind: Some(kind) }), r#type: String::new() };
+        pb::ExecuteRequest {
+            session_token: self.token.clone(),
+            sql: sql.into(),
+            parameters: parameters.into_iter().map(parameter).collect(),
+            ..Default::default()
+        }
+    }
+
+    pub(crate) async fn run(&self, request: pb::ExecuteRequest) -> Result<pb::ExecuteResponse, Failure> {
+        Ok(self.client.clone().execute(request).await?.into_inner())
+    }
+
+    pub(crate) async fn execute(&self, sql: &str) -> Result<pb::ExecuteResponse, Failure> {
+        self.run(self.statement(sql, Vec::new())).await
+    }
+
+    pub(crate) async fn execute_and_commit(&self, sql: &str) -> Result<pb::ExecuteResponse, Failure> {
+        self.run(pb::ExecuteRequest { commit: true, ..self.statement(sql, Vec::new()) }).await
+    }
+
+    pub(crate) async fn commit(&self) -> Result<pb::CommitResponse, Failure> {
+        let request = pb::CommitRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().commit(request).await?.into_inner())
+    }
+
+    pub(crate) async fn rollback(&self) -> Result<pb::SessionState, Failure> {
+        let request = pb::RollbackRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().rollback(request).await?.into_inner().state.unwrap())
+    }
+
+    pub(crate) async fn close(&self) -> Result<pb::EndReason, Failure> {
+        let request = pb::CloseRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().close(request).await?.into_inner().end_reason())
+    }
+
+    pub(crate) async fn keep_alive(&self) -> Result<pb::SessionState, Failure> {
+        let request = pb::KeepAliveRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().keep_alive(request).await?.into_inner().state.unwrap())
+    }
+
+    pub(crate) async fn get(&self) -> Result<pb::GetSessionResponse, Failure> {
+        let request = pb::GetSessionRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().get_session(request).await?.into_inner())
+    }
+}
+
+/// A failed call with its details unpacked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) reason: String,
+    pub(crate) metadata: std::collections::HashMap<String, String>,
+    pub(crate) field: Option<String>,
+    pub(crate) advice: pb::retry_advice::Scope,
+    pub(crate) pg_error: Option<pb::PgError>,
+    pub(crate) commit: Option<pb::CommitResponse>,
+    pub(crate) state: Option<pb::SessionState>,
+    pub(crate) retry_info: bool,
+}
+
+impl From<Status> for Failure {
+    fn from(status: Status) -> Self {
+        let info = status.get_details_error_info().unwrap_or_else(|| panic!("no ErrorInfo: {status:?}"));
+        assert_eq!(info.domain, "sessionbroker.v1");
+        Self {
+            code: status.code(),
+            message: status.message().into(),
+            reason: info.reason,
+            metadata: info.metadata,
+            field: status.get_details_bad_request().map(|bad| bad.field_violations[0].field.clone()),
+            advice: detail::<pb::RetryAdvice>(&status, "RetryAdvice").expect("every error has advice").scope(),
+            pg_error: detail(&status, "PgError"),
+            commit: detail(&status, "CommitResponse"),
+            state: detail(&status, "SessionState"),
+            retry_info: status.get_details_retry_info().is_some(),
+        }
+    }
+}
+
+impl Failure {
+    pub(crate) fn transaction_state(&self) -> pb::TransactionState {
+        self.state.as_ref().expect("the session lives").transaction_state()
+    }
+
+    /// Why the session ended, of a call that says it has.
+    pub(crate) fn end_reason(&self) -> &str {
+        assert_eq!((self.code, self.reason.as_str()), (Code::Aborted, "SESSION_ENDED"), "{self:?}");
+        assert_eq!(self.advice, pb::retry_advice::Scope::Session);
+        &self.metadata["end_reason"]
+    }
+}
+
+fn detail<M: Message + Default>(status: &Status, name: &str) -> Option<M> {
+    let details = tonic_types::pb::Status::decode(status.details()).unwrap().details;
+    let url = format!("type.googleapis.com/sessionbroker.v1.{name}");
+    let found = details.iter().find(|any| any.type_url == url)?;
+    Some(M::decode(found.value.as_slice()).unwrap())
+}
+
+/// The kinds of a result's first row.
+pub(crate) fn first_row(response: &pb::ExecuteResponse) -> Vec<pb::value::Kind> {
+    response.rows[0].values.iter().map(|value| value.kind.clone().unwrap()).collect()
+}
+
+pub(crate) fn text(value: &str) -> pb::value::Kind {
+    pb::value::Kind::StringValue(value.into())
+}
+
+pub(crate) fn int(value: i64) -> pb::value::Kind {
+    pb::value::Kind::IntValue(value)
+}
+
+pub(crate) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
+pub(crate) fn millis(millis: i32) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 })
+}
