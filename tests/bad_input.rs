@@ -231,7 +231,7 @@ async fn bytes_that_are_no_request_name_the_field_that_does_not_decode() {
         grpc.ready().await.unwrap();
         let path = PathAndQuery::from_static("/sessionbroker.v1.SessionService/Execute");
         let sent = grpc.unary(tonic::Request::new(bytes), path, RawCodec).await;
-        let failure = Failure::from(sent.map(|response| response.into_inner()).unwrap_err());
+        let failure = Failure::from(sent.map(tonic::Response::into_inner).unwrap_err());
         assert_eq!(failure.code, Code::InvalidArgument);
         if field.is_some() {
             assert_eq!(failure.field.as_deref(), field, "{failure:?}");

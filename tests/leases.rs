@@ -49,7 +49,7 @@ async fn settle() {
 async fn an_idle_session_ends_when_its_lease_runs_out_and_not_before() {
     let (broker, _) = open_broker();
     let session = begin(&broker, 10 * SECOND);
-    advance(10 * SECOND - MILLISECOND).await;
+    advance((10 * SECOND).checked_sub(MILLISECOND).unwrap()).await;
     settle().await;
     assert_eq!(broker.live_sessions(), 1);
     // The wheel turns in steps of a millisecond.
@@ -160,7 +160,7 @@ async fn a_call_in_the_instant_of_expiry_runs_whole_or_not_at_all() {
     for early in [0, 1, 2, 3] {
         let (broker, engine) = open_broker();
         let session = begin(&broker, 10 * SECOND);
-        advance(10 * SECOND - early * MILLISECOND).await;
+        advance((10 * SECOND).checked_sub(early * MILLISECOND).unwrap()).await;
         let answer = session.execute(call(true)).await;
         match answer {
             Ok(_) => assert_eq!((early > 0, engine.counts().committed), (true, 1)),

@@ -3,6 +3,8 @@
 //! Promises about PostgreSQL are tested on a real one, started for the run; promises about time and cancellation on a
 //! fake engine with a paused clock.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod fake_engine;
 mod support;
 

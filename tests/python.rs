@@ -63,3 +63,21 @@ fn a_python_caller_killed_before_commit_leaves_nothing() {
     database.psql("SET lock_timeout = '2s'; UPDATE accounts SET balance = balance + 1");
     assert_eq!(database.balances(), "101 101");
 }
+
+#[test]
+fn the_readmes_python_session_runs() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let (_, code) = readme.split_once("```python\n").unwrap();
+    let (code, _) = code.split_once("```").unwrap();
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "");
+    let code = code.replace("127.0.0.1:50051", &broker.address);
+    let output = Command::new(PYTHON.join("bin/python"))
+        .args(["-c", &code])
+        .env("PYTHONPATH", PYTHON.join("stubs"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.stdout, b"112.50\n");
+    assert_eq!(database.balances(), "87.50 112.50");
+}

@@ -311,10 +311,12 @@ pub(crate) fn int(value: i64) -> pb::value::Kind {
     pb::value::Kind::IntValue(value)
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the protocol's durations are optional")]
 pub(crate) fn seconds(seconds: i64) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds, nanos: 0 })
 }
 
+#[allow(clippy::unnecessary_wraps, reason = "the protocol's durations are optional")]
 pub(crate) fn millis(millis: i32) -> Option<prost_types::Duration> {
     Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 })
 }

@@ -233,7 +233,7 @@ impl Broker {
     }
 
     fn session_options(&self, request: &BeginSession) -> Result<SessionOptions, Error> {
-        const LOCK_TIMEOUT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+        const LOCK_TIMEOUT_MAX: Duration = Duration::from_hours(24);
         let statement_timeout =
             within("options.statement_timeout", request.statement_timeout, self.profile.statement_timeout)?
                 .unwrap_or(self.profile.statement_timeout);

@@ -35,11 +35,11 @@ impl Default for Profile {
             // Below a second, renewals would cost more than the connection they free.
             lease_ttl_min: Duration::from_secs(1),
             // A person at a prompt; anything longer is abandonment.
-            lease_ttl_max: Duration::from_secs(5 * 60),
+            lease_ttl_max: Duration::from_mins(5),
             // Bounds what a caller that renews for ever can hold, and lets replicas be rolled within the hour.
-            session_age_max: Duration::from_secs(30 * 60),
+            session_age_max: Duration::from_mins(30),
             // Open transactions hold locks and keep vacuum from its work.
-            transaction_timeout: Duration::from_secs(60),
+            transaction_timeout: Duration::from_mins(1),
             // Half of the transaction's time, so that one statement cannot use up all of it.
             statement_timeout: Duration::from_secs(30),
             result_rows_max: 10_000,
@@ -69,7 +69,7 @@ impl Default for Limits {
             sessions_max: 100_000,
             tombstones_max: 10_000,
             // Longer than any client's retry loop.
-            tombstone_ttl: Duration::from_secs(10 * 60),
+            tombstone_ttl: Duration::from_mins(10),
         }
     }
 }

@@ -291,7 +291,9 @@ impl Session {
     /// Whether the token's bearer is this session's caller.
     pub(super) fn answers_to(&self, principal: &Principal, token: &SessionToken) -> bool {
         // Both are always compared, so that the time taken tells nothing.
-        self.token.secret().matches(&token.secret()) & (self.principal == *principal)
+        let proven = self.token.secret().matches(&token.secret());
+        let own = self.principal == *principal;
+        proven && own
     }
 
     /// The session's state as of now, or why it ended.

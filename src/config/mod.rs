@@ -103,7 +103,7 @@ impl Config {
         if owner.is_empty() || owner.len() > 253 || owner.contains(char::is_whitespace) {
             root.problem("owner", "must be 1 to 253 bytes without white space");
         }
-        let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_secs(3600));
+        let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_hours(1));
         let default_engine = root.text("default_engine");
         let engines = engines(root.section("engines"));
         let default_engine = match (default_engine, engines.keys().next()) {
@@ -128,7 +128,7 @@ impl Config {
 }
 
 fn profile(mut section: Section<'_>) -> Profile {
-    const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+    const DAY: Duration = Duration::from_hours(24);
     const MILLISECOND: Duration = Duration::from_millis(1);
     /// Larger results belong into a stream; this bounds what one call may hold in memory.
     const RESULT_BYTES_MAX: i64 = 256 * 1024 * 1024;
@@ -164,7 +164,7 @@ fn limits(mut section: Section<'_>) -> Limits {
         tombstone_ttl: section.duration(
             "tombstone_ttl",
             default.tombstone_ttl,
-            Duration::ZERO..=Duration::from_secs(24 * 60 * 60),
+            Duration::ZERO..=Duration::from_hours(24),
         ),
     };
     section.finish();
@@ -186,7 +186,7 @@ fn engine(mut section: Section<'_>) -> Option<EngineConfig> {
     let default = PoolOptions::default();
     let pool = PoolOptions {
         size: section.number("pool_size", default.size, 1..=10_000),
-        timeout: section.duration("pool_timeout", default.timeout, Duration::from_millis(1)..=Duration::from_secs(600)),
+        timeout: section.duration("pool_timeout", default.timeout, Duration::from_millis(1)..=Duration::from_mins(10)),
     };
     let password = section.text("password").map(Secret::new);
     let connect = match section.text("url") {

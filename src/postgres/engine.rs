@@ -210,7 +210,7 @@ where
             Some(Err(error)) => {
                 return wire.lose(error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string));
             }
-            None => return wire.lose("connection closed"),
+            None => return wire.lose("connection closed".into()),
         }
     }
 }

@@ -108,8 +108,8 @@ impl Wire {
         self.lock().lost.is_some()
     }
 
-    pub(super) fn lose(&self, cause: impl ToString) {
-        self.lock().lost.get_or_insert_with(|| Lost(cause.to_string()));
+    pub(super) fn lose(&self, cause: String) {
+        self.lock().lost.get_or_insert(Lost(cause));
         self.changed.notify_one();
     }
 
@@ -301,7 +301,7 @@ mod tests {
     #[tokio::test]
     async fn a_lost_connection_owes_nothing_any_more() {
         let wire = Wire::new();
-        wire.lose("cut");
+        wire.lose("cut".into());
         assert_eq!(wire.settled().await, Err(Lost("cut".into())));
         assert_eq!(wire.lost().await, Lost("cut".into()));
     }
