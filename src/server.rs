@@ -152,6 +152,7 @@ async fn watch_engines(broker: &Broker, health: &HealthReporter) {
     const WHILE_UP: Duration = Duration::from_secs(5);
 
     let mut reachable: BTreeMap<&str, bool> = BTreeMap::new();
+    let mut was_ready = false;
     loop {
         for (name, engine) in broker.engines() {
             let answer = engine.probe().await;
@@ -163,8 +164,12 @@ async fn watch_engines(broker: &Broker, health: &HealthReporter) {
             }
         }
         let ready = reachable.values().any(|reachable| *reachable);
-        let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-        health.set_service_status(SERVICE_NAME, status).await;
+        // Said only when it changes: whoever watches hears every word.
+        if ready != was_ready {
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            health.set_service_status(SERVICE_NAME, status).await;
+            was_ready = ready;
+        }
         sleep(if reachable.values().all(|reachable| *reachable) { WHILE_UP } else { WHILE_DOWN }).await;
     }
 }

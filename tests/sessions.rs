@@ -229,6 +229,10 @@ async fn notices_come_with_the_statement_that_raised_them() {
     assert_eq!(notices, [("NOTICE", "one"), ("WARNING", "two")]);
     let quiet = session.execute("SELECT 1").await.unwrap();
     assert!(quiet.notices.is_empty());
+    let flood = "DO $$ BEGIN FOR n IN 1..200 LOOP RAISE NOTICE '%', repeat('x', 100000); END LOOP; END $$";
+    let flooded = session.execute(flood).await.unwrap().notices;
+    assert_eq!(flooded.len(), 100);
+    assert!(flooded.iter().all(|notice| notice.message.len() == 1024));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -165,6 +165,39 @@ pub struct PgError {
     pub routine: Option<String>,
 }
 
+impl PgError {
+    /// The longest text of one field, and of all together: errors travel in headers, which gRPC clients limit to 8 KiB
+    /// or so, and nobody reads more.
+    const FIELD_BYTES_MAX: usize = 1024;
+    const BYTES_MAX: usize = 3 * 1024;
+
+    /// The same with its texts cut to their limits, what helps most kept longest.
+    #[must_use]
+    pub fn bounded(mut self) -> Self {
+        let mut left = Self::BYTES_MAX;
+        let always = [&mut self.sqlstate, &mut self.severity, &mut self.message];
+        let sometimes = [
+            &mut self.constraint,
+            &mut self.schema,
+            &mut self.table,
+            &mut self.column,
+            &mut self.datatype,
+            &mut self.detail,
+            &mut self.hint,
+            &mut self.where_,
+            &mut self.internal_query,
+            &mut self.routine,
+            &mut self.file,
+        ];
+        for text in always.into_iter().chain(sometimes.into_iter().filter_map(Option::as_mut)) {
+            text.truncate(text.floor_char_boundary(left.min(Self::FIELD_BYTES_MAX)));
+            text.shrink_to_fit();
+            left -= text.len();
+        }
+        self
+    }
+}
+
 /// A failed call on a session: the error, and where it left the session.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Failure {

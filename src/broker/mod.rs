@@ -73,7 +73,7 @@ struct Shared {
 
 impl Shared {
     fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::SeqCst)
     }
 }
 
@@ -160,6 +160,11 @@ impl Broker {
             self.shared.clone(),
         ));
         self.shared.registry.insert(session.clone())?;
+        // A drain that began meanwhile may have looked at the sessions before this one was there.
+        if self.shared.is_draining() {
+            session.end(EndReason::Drained);
+            return Err(Error::Draining);
+        }
         // The reaper lives as long as this broker's sender: it cannot have gone.
         let _ = self.new_leases.send((session.id(), session.first_expiry()));
         info!(
@@ -195,7 +200,7 @@ impl Broker {
         /// Past cancelling, rolling back and resetting, each with its own bound, only a COMMIT can still be under way.
         const STOP: Duration = Duration::from_secs(20);
 
-        self.shared.draining.store(true, Ordering::Relaxed);
+        self.shared.draining.store(true, Ordering::SeqCst);
         info!(sessions = self.live_sessions(), "draining");
         let until = Instant::now() + grace;
         loop {

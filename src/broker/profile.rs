@@ -43,8 +43,9 @@ impl Default for Profile {
             // Half of the transaction's time, so that one statement cannot use up all of it.
             statement_timeout: Duration::from_secs(30),
             result_rows_max: 10_000,
-            // Every gRPC client accepts messages of 4 MiB by default; the rest is for columns, notices and state.
-            result_bytes_max: 4 * 1024 * 1024 - 128 * 1024,
+            // Every gRPC client accepts messages of 4 MiB by default; half a mebibyte of it is for 1,600 columns, 100
+            // notices and the state.
+            result_bytes_max: 7 * 512 * 1024,
             // A session is one conversation: more than a few calls in flight is a caller's mistake.
             session_queue_max: 32,
         }

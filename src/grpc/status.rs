@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use tonic_types::pb as rpc;
 
 use super::{convert, pb};
-use crate::broker::error::{Error, Exhausted, Failure, PgError};
+use crate::broker::error::{Error, Exhausted, Failure};
 use pb::retry_advice::Scope;
 
 /// `ErrorInfo.domain` of every error.
@@ -22,11 +22,6 @@ const RETRY_DELAY: Duration = Duration::from_millis(500);
 
 /// The longest message in the status line; the details carry PostgreSQL's in full.
 const MESSAGE_BYTES_MAX: usize = 512;
-
-/// The longest text of a `PgError`'s field, and of all together: clients refuse header lists above 8 KiB or so, and
-/// the details travel in base64.
-const PG_FIELD_BYTES_MAX: usize = 1024;
-const PG_BYTES_MAX: usize = 3 * 1024;
 
 struct Row {
     code: Code,
@@ -143,7 +138,7 @@ fn error_detail(error: &Error) -> Option<Any> {
             };
             Some(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }))
         }
-        Error::Database(error) => Some(any("sessionbroker.v1.PgError", &bounded(error))),
+        Error::Database(error) => Some(any("sessionbroker.v1.PgError", &convert::pg_error((**error).clone()))),
         Error::Exhausted(limit) => {
             let subject = match limit {
                 Exhausted::Sessions(_) => "limits.sessions_max",
@@ -170,32 +165,6 @@ fn error_detail(error: &Error) -> Option<Any> {
     }
 }
 
-/// `error` with its texts cut to fit: the message first, what helps least last.
-fn bounded(error: &PgError) -> pb::PgError {
-    let mut message = convert::pg_error(error.clone());
-    let mut left = PG_BYTES_MAX;
-    for text in [
-        &mut message.sqlstate,
-        &mut message.severity,
-        &mut message.message,
-        &mut message.constraint,
-        &mut message.schema,
-        &mut message.table,
-        &mut message.column,
-        &mut message.data_type,
-        &mut message.detail,
-        &mut message.hint,
-        &mut message.r#where,
-        &mut message.internal_query,
-        &mut message.routine,
-        &mut message.file,
-    ] {
-        *text = cut(text, left.min(PG_FIELD_BYTES_MAX));
-        left -= text.len();
-    }
-    message
-}
-
 /// The longest beginning of `text` that is whole characters and at most so many bytes.
 fn cut(text: &str, bytes_max: usize) -> String {
     text[..text.floor_char_boundary(bytes_max)].to_owned()
@@ -208,6 +177,7 @@ fn any(name: &str, message: &impl Message) -> Any {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::error::PgError;
 
     #[test]
     fn details_fit_a_header_whatever_postgresql_said() {
@@ -221,7 +191,8 @@ mod tests {
             internal_query: long(),
             where_: long(),
             ..PgError::default()
-        };
+        }
+        .bounded();
         let status = from_error(Error::Database(Box::new(error)));
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.details().len() < 5 * 1024, "{}", status.details().len());

@@ -4,7 +4,7 @@ use tokio_postgres::error::{DbError, ErrorPosition};
 
 use crate::broker::error::PgError;
 
-/// Every field PostgreSQL sent.
+/// Every field PostgreSQL sent, within the limits of [`PgError::bounded`].
 pub(super) fn pg_error(error: &DbError) -> PgError {
     let text = |field: Option<&str>| field.map(str::to_owned);
     let (position, internal_position, internal_query) = match error.position() {
@@ -32,4 +32,5 @@ pub(super) fn pg_error(error: &DbError) -> PgError {
         line: error.line(),
         routine: text(error.routine()),
     }
+    .bounded()
 }
