@@ -1,32 +1,25 @@
-//! From a configuration to a running broker: engines, services, health, and a drain in two phases.
+//! From a configuration to a running broker: engines, transport, readiness, and a drain in two phases.
 //!
-//! Phase one drains the sessions while the transport still answers; phase two stops the transport. Invariants: liveness
-//! (health service "") never depends on PostgreSQL, readiness does; stopping has a bound.
+//! Phase one drains the sessions while the transport still answers; phase two stops the transport. Invariant: stopping
+//! has a bound.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
-use tonic_health::ServingStatus;
-use tonic_health::server::{HealthReporter, health_reporter};
 use tracing::{info, warn};
 
 use crate::broker::Broker;
 use crate::broker::engine::Engine;
 use crate::config::Config;
-use crate::grpc::DESCRIPTORS;
-use crate::grpc::pb::session_service_server::{SERVICE_NAME, SessionServiceServer};
-use crate::grpc::service::Sessions;
+use crate::grpc::transport::{self, Readiness};
 use crate::postgres::engine::PostgresEngine;
-
-/// The largest request: room for the longest SQL and parameters of a few mebibytes.
-const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// How long open calls, health watches among them, may hold up the transport once the sessions are drained.
 const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
@@ -77,40 +70,20 @@ impl Server {
     ///
     /// # Errors
     /// The transport's.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), tonic::transport::Error> {
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), transport::Error> {
         let Self { listener, broker, endpoint, drain_grace } = self;
-        let (health, health_service) = health_reporter();
-        health.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
-        let sessions = SessionServiceServer::new(Sessions::new(broker.clone(), endpoint))
-            .max_decoding_message_size(REQUEST_BYTES_MAX)
-            .max_encoding_message_size(usize::MAX);
-        let reflection = || {
-            tonic_reflection::server::Builder::configure()
-                .register_encoded_file_descriptor_set(DESCRIPTORS)
-                .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-                .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
-        };
-        let stop_transport = CancellationToken::new();
-        let serving = transport()
-            .add_service(health_service)
-            .add_service(reflection().build_v1().expect("the descriptors are our own"))
-            .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))
-            .add_service(sessions)
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stop_transport.clone().cancelled_owned(),
-            );
-        let mut serving = std::pin::pin!(serving);
-
+        let stop = CancellationToken::new();
+        let (mut readiness, serving) = transport::serve(broker.clone(), endpoint, listener, stop.clone()).await;
+        let mut serving = pin!(serving);
         let stopping = async {
             // Readiness is looked after until the drain begins, and then says no for good.
             tokio::select! {
                 () = shutdown => {}
-                () = watch_engines(&broker, &health) => {}
+                () = watch_engines(&broker, &mut readiness) => {}
             }
-            health.set_service_status(SERVICE_NAME, ServingStatus::NotServing).await;
+            readiness.set(false).await;
             broker.drain(drain_grace).await;
-            stop_transport.cancel();
+            stop.cancel();
         };
         tokio::select! {
             served = &mut serving => return served,
@@ -123,36 +96,14 @@ impl Server {
     }
 }
 
-/// The transport with all its limits set.
-fn transport() -> tonic::transport::Server {
-    /// One caller's calls in flight on one connection; a call beyond waits.
-    const STREAMS_MAX: u32 = 256;
-    /// Streams a client may open and reset, or make us reset, before its connection is closed: rapid-reset floods.
-    const RESETS_MAX: usize = 1024;
-    /// Requests have few and short headers.
-    const HEADER_BYTES_MAX: u32 = 16 * 1024;
-    /// A caller whose machine vanished is noticed within both.
-    const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-    const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-
-    tonic::transport::Server::builder()
-        .max_concurrent_streams(STREAMS_MAX)
-        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
-        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-}
-
-/// Keeps readiness true to the engines: serving while at least one of them answers. Never returns.
-async fn watch_engines(broker: &Broker, health: &HealthReporter) {
+/// Keeps readiness true to the engines: ready while at least one of them answers. Never returns.
+async fn watch_engines(broker: &Broker, readiness: &mut Readiness) {
     /// How soon a database that comes is noticed.
     const WHILE_DOWN: Duration = Duration::from_secs(1);
     /// How soon one that goes is noticed; callers notice at once.
     const WHILE_UP: Duration = Duration::from_secs(5);
 
     let mut reachable: BTreeMap<&str, bool> = BTreeMap::new();
-    let mut was_ready = false;
     loop {
         for (name, engine) in broker.engines() {
             let answer = engine.probe().await;
@@ -163,13 +114,7 @@ async fn watch_engines(broker: &Broker, health: &HealthReporter) {
                 }
             }
         }
-        let ready = reachable.values().any(|reachable| *reachable);
-        // Said only when it changes: whoever watches hears every word.
-        if ready != was_ready {
-            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
-            health.set_service_status(SERVICE_NAME, status).await;
-            was_ready = ready;
-        }
+        readiness.set(reachable.values().any(|reachable| *reachable)).await;
         sleep(if reachable.values().all(|reachable| *reachable) { WHILE_UP } else { WHILE_DOWN }).await;
     }
 }

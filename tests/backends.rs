@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use session_broker::grpc::pb;
-use tokio::time::timeout;
 use tonic::Code;
 
 use crate::support::{Broker, Database, Failure, first_row, int, millis, seconds, text};
@@ -58,6 +57,32 @@ async fn a_clean_connection_is_used_again_and_an_unclean_one_is_not() {
     assert_eq!(pid().await, first);
     session.execute_and_commit("PREPARE left_behind AS SELECT 1").await.unwrap();
     assert_ne!(pid().await, first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dropping_the_drivers_own_statements_harms_no_later_session() {
+    let database = Database::create();
+    database.psql("CREATE TYPE mood AS ENUM ('happy'); CREATE TYPE tone AS ENUM ('low')");
+    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let leaver = broker.session().await;
+    leaver.execute("SELECT 'happy'::mood").await.unwrap();
+    leaver.execute_and_commit("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await.unwrap();
+    let next = broker.session().await;
+    assert_eq!(first_row(&next.execute("SELECT 'low'::tone").await.unwrap()), [text("low")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_seed_of_random_does_not_cross_sessions() {
+    let database = Database::create();
+    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let session = broker.session().await;
+    let seeded = "SELECT setseed(0.5), pg_backend_pid()";
+    let pid = first_row(&session.execute_and_commit(seeded).await.unwrap()).remove(1);
+    let first = first_row(&session.execute_and_commit("SELECT random(), pg_backend_pid()").await.unwrap());
+    assert_eq!(first[1], pid);
+    let predicted = first_row(&session.execute("SELECT setseed(0.5)::text || random()::text").await.unwrap());
+    let pb::value::Kind::DoubleValue(first) = first[0] else { panic!("no number") };
+    assert_ne!(predicted, [text(&first.to_string())]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,9 +183,13 @@ async fn a_caller_that_leaves_in_mid_statement_has_it_stopped() {
     let session = broker.session().await;
     session.execute("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
     let pid = session.get().await.unwrap().backend_pid;
+    let call = tokio::spawn({
+        let session = session.clone();
+        async move { session.execute("SELECT pg_sleep(60)").await }
+    });
+    database.wait_for(&format!("SELECT wait_event FROM pg_stat_activity WHERE pid = {pid}"), "PgSleep");
+    call.abort();
     let state = format!("SELECT state FROM pg_stat_activity WHERE pid = {pid}");
-    let left = timeout(Duration::from_millis(200), session.execute("SELECT pg_sleep(60)")).await;
-    assert!(left.is_err());
     database.wait_for(&state, "idle in transaction (aborted)");
     let refused = session.execute("SELECT 1").await.unwrap_err();
     assert_eq!(refused.metadata["sqlstate"], "25P02");
@@ -168,17 +197,16 @@ async fn a_caller_that_leaves_in_mid_statement_has_it_stopped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grpc_deadline_stops_the_statement() {
+async fn a_grpc_deadline_stops_the_statement_and_its_caller_hears_so() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
     session.execute("SELECT 1").await.unwrap();
-    let pid = session.get().await.unwrap().backend_pid;
     let mut request = tonic::Request::new(session.statement("SELECT pg_sleep(60)", vec![]));
-    request.set_timeout(Duration::from_millis(200));
-    assert!(session.client.clone().execute(request).await.is_err());
-    let state = format!("SELECT state FROM pg_stat_activity WHERE pid = {pid}");
-    database.wait_for(&state, "idle in transaction (aborted)");
+    request.set_timeout(Duration::from_secs(3));
+    let stopped = Failure::from(session.client.clone().execute(request).await.unwrap_err());
+    assert_eq!((stopped.code, stopped.metadata["bound"].as_str()), (Code::DeadlineExceeded, "grpc_deadline"));
+    assert_eq!(stopped.transaction_state(), TransactionState::Failed);
 }
 
 #[tokio::test(flavor = "multi_thread")]

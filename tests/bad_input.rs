@@ -225,8 +225,13 @@ async fn bytes_that_are_no_request_name_the_field_that_does_not_decode() {
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
     session.execute("SELECT 1").await.unwrap();
-    // Field 2, sql, with a byte that no UTF-8 text holds; then a length that runs past the end.
-    for (bytes, field) in [(b"\x12\x01\xff".to_vec(), Some("sql")), (b"\x12\x7f".to_vec(), None)] {
+    // A byte that no UTF-8 text holds, in field 2, sql, and in the text of a parameter; then a length past the end.
+    let bad_parameter = b"\x1a\x05\x0a\x03\x2a\x01\xff".to_vec();
+    for (bytes, field) in [
+        (b"\x12\x01\xff".to_vec(), Some("sql")),
+        (bad_parameter, Some("parameters.value.kind")),
+        (b"\x12\x7f".to_vec(), None),
+    ] {
         let mut grpc = tonic::client::Grpc::new(broker.channel());
         grpc.ready().await.unwrap();
         let path = PathAndQuery::from_static("/sessionbroker.v1.SessionService/Execute");
@@ -251,10 +256,43 @@ async fn results_past_a_limit_are_refused_and_the_session_goes_on() {
     for request in [rows(0), rows(5), rows(1_000_000), wide] {
         let failure = session.run(request).await.unwrap_err();
         assert_eq!((failure.code, failure.reason.as_str()), (Code::ResourceExhausted, "RESULT_TOO_LARGE"));
+        assert_eq!(failure.transaction_state(), TransactionState::Failed);
         session.rollback().await.unwrap();
     }
     let exact = session.execute("SELECT generate_series(1, 100)").await.unwrap();
     assert_eq!((exact.rows.len(), exact.row_count, exact.command_tag.as_str()), (100, 100, "SELECT 100"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_caller_could_not_see_is_not_committed() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    let sql = "UPDATE accounts SET balance = 7 RETURNING '{{1,2},{3,4}}'::int4[]";
+    for request in [
+        session.statement(sql, vec![]),
+        pb::ExecuteRequest { max_rows: 1, ..session.statement("UPDATE accounts SET balance = 7 RETURNING id", vec![]) },
+    ] {
+        let failure = session.run(request.clone()).await.unwrap_err();
+        assert!(["RESULT_UNRETURNABLE", "RESULT_TOO_LARGE"].contains(&failure.reason.as_str()), "{failure:?}");
+        assert_eq!(failure.transaction_state(), TransactionState::Failed);
+        assert_eq!(session.commit().await.unwrap_err().reason, "COMMIT_ROLLED_BACK");
+        let failure = session.run(pb::ExecuteRequest { commit: true, ..request }).await.unwrap_err();
+        assert_eq!(failure.commit.as_ref().unwrap().outcome(), pb::Outcome::RolledBack);
+        assert_eq!(failure.transaction_state(), TransactionState::None);
+    }
+    assert_eq!(database.balances(), "100 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_result_that_unfolds_is_refused_before_it_fills_the_memory() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    // 28 KB on the wire, 262 MB as text.
+    let bomb = "SELECT array_agg(10::numeric ^ 131071) FROM generate_series(1, 2000)";
+    let failure = session.execute(bomb).await.unwrap_err();
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::ResourceExhausted, "RESULT_TOO_LARGE"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -158,8 +158,10 @@ async fn sigterm_lets_calls_finish_rolls_the_rest_back_and_exits_zero() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_without_its_database_starts_is_not_ready_and_recovers() {
     let database = Database::create();
-    // A port that nothing listens on until the database "comes".
-    let absent = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // A port that is taken, but not listened on until the database "comes".
+    let port = tokio::net::TcpSocket::new_v4().unwrap();
+    port.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let absent = port.local_addr().unwrap();
     let url = database.url();
     let real = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
     let broker = Program::serve(&url.replace(&real, &absent.to_string()), "");
@@ -176,7 +178,7 @@ async fn a_broker_without_its_database_starts_is_not_ready_and_recovers() {
     assert_eq!((refused.code, refused.reason.as_str()), (Code::Unavailable, "ENGINE_UNREACHABLE"));
     assert_eq!(refused.transaction_state(), pb::TransactionState::None);
     assert!(refused.retry_info);
-    let proxy = tokio::net::TcpListener::bind(absent).await.unwrap();
+    let proxy = port.listen(16).unwrap();
     let proxying = tokio::spawn(async move {
         loop {
             let (mut caller, _) = proxy.accept().await.unwrap();

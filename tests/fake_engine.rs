@@ -9,7 +9,7 @@ use session_broker::broker::engine::{
     Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, Lost, StatementError, TransactionOptions,
     TransactionStatus,
 };
-use session_broker::broker::error::PgError;
+use session_broker::broker::error::{Error, PgError};
 use session_broker::broker::statement::{ResultLimits, ResultSet, Statement};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -21,6 +21,10 @@ pub(crate) enum Gate {
     Err,
     Slow,
     Never,
+    /// The connection is lost at it. For `execute` and `commit`.
+    Lost,
+    /// The request is found wrong at it. For `execute`.
+    Refused,
 }
 
 /// How late a slow gate opens.
@@ -29,11 +33,14 @@ pub(crate) const SLOW: Duration = Duration::from_millis(100);
 impl Gate {
     pub(crate) const ALL: [Self; 4] = [Self::Ok, Self::Err, Self::Slow, Self::Never];
 
+    pub(crate) const EXECUTE: [Self; 6] = [Self::Ok, Self::Err, Self::Slow, Self::Never, Self::Lost, Self::Refused];
+    pub(crate) const COMMIT: [Self; 5] = [Self::Ok, Self::Err, Self::Slow, Self::Never, Self::Lost];
+
     /// Passes the gate: whether the step succeeds.
     async fn pass(self) -> bool {
         match self {
             Self::Ok => true,
-            Self::Err => false,
+            Self::Err | Self::Lost | Self::Refused => false,
             Self::Slow => {
                 sleep(SLOW).await;
                 true
@@ -71,17 +78,25 @@ pub(crate) struct Counts {
     pub(crate) committing: u32,
     pub(crate) committed: u32,
     pub(crate) statements: u32,
+    pub(crate) running: u32,
+    pub(crate) running_max: u32,
 }
 
 #[derive(Debug)]
 pub(crate) struct FakeEngine {
     gates: Gates,
     counts: Arc<Mutex<Counts>>,
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl FakeEngine {
     pub(crate) fn new(gates: Gates) -> Self {
-        Self { gates, counts: Arc::default() }
+        Self { gates, counts: Arc::default(), log: Arc::default() }
+    }
+
+    /// The statements in the order they were run.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
     }
 
     pub(crate) fn counts(&self) -> Counts {
@@ -103,6 +118,7 @@ impl Engine for FakeEngine {
         Ok(Box::new(FakeConnection {
             gates: self.gates,
             counts: self.counts.clone(),
+            log: self.log.clone(),
             status: TransactionStatus::Idle,
             cancelled: Arc::new(Notify::new()),
             released: false,
@@ -117,6 +133,7 @@ impl Engine for FakeEngine {
 struct FakeConnection {
     gates: Gates,
     counts: Arc<Mutex<Counts>>,
+    log: Arc<Mutex<Vec<String>>>,
     status: TransactionStatus,
     cancelled: Arc<Notify>,
     released: bool,
@@ -125,6 +142,26 @@ struct FakeConnection {
 impl FakeConnection {
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap()
+    }
+}
+
+/// Counts a statement while it runs.
+struct Running<'a>(&'a Mutex<Counts>);
+
+impl<'a> Running<'a> {
+    fn new(counts: &'a Mutex<Counts>) -> Self {
+        let mut now = counts.lock().unwrap();
+        now.statements += 1;
+        now.running += 1;
+        now.running_max = now.running_max.max(now.running);
+        drop(now);
+        Self(counts)
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.lock().unwrap().running -= 1;
     }
 }
 
@@ -149,10 +186,12 @@ impl Connection for FakeConnection {
     async fn execute(
         &mut self,
         begin: Option<&TransactionOptions>,
-        _: &Statement,
+        statement: &Statement,
         _: ResultLimits,
     ) -> Result<ResultSet, StatementError> {
-        self.counts().statements += 1;
+        self.log.lock().unwrap().push(statement.sql().to_owned());
+        let counts = self.counts.clone();
+        let _running = Running::new(&counts);
         if begin.is_some() {
             self.status = TransactionStatus::Open;
         }
@@ -163,14 +202,25 @@ impl Connection for FakeConnection {
             passed = self.gates.execute.pass() => if passed { return Ok(ResultSet::default()) } else { "23505" },
             () = self.cancelled.notified() => "57014",
         };
-        self.status = TransactionStatus::Failed;
-        Err(StatementError::Failed(refusal(failure)))
+        let lost = Lost("the gate cut it".into());
+        Err(match self.gates.execute {
+            Gate::Lost if begin.is_some() => StatementError::LostBeforeBegin(lost),
+            Gate::Lost => StatementError::Lost(lost),
+            Gate::Refused => StatementError::Refused(Error::invalid("parameters", "are refused")),
+            Gate::Ok | Gate::Err | Gate::Slow | Gate::Never => {
+                self.status = TransactionStatus::Failed;
+                StatementError::Failed(refusal(failure))
+            }
+        })
     }
 
     async fn commit(&mut self) -> CommitVerdict {
         self.counts().committing += 1;
         let passed = self.gates.commit.pass().await;
         self.counts().committing -= 1;
+        if self.gates.commit == Gate::Lost {
+            return CommitVerdict::Unknown(Some(1), Lost("the gate cut it".into()));
+        }
         let failed = std::mem::replace(&mut self.status, TransactionStatus::Idle) == TransactionStatus::Failed;
         match (passed, failed) {
             (true, false) => {

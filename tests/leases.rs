@@ -38,6 +38,24 @@ pub(crate) fn call(commit: bool) -> ExecuteCall {
     ExecuteCall { statement, commit, rows_max: None, timeout: None, grpc_deadline: None }
 }
 
+#[tokio::test(start_paused = true)]
+async fn calls_on_one_session_run_one_at_a_time_in_arrival_order() {
+    let gates = Gates { execute: Gate::Slow, ..Gates::OPEN };
+    let (broker, engine) = broker(gates, Profile::default(), Limits::default());
+    let session = begin(&broker, 10 * SECOND);
+    let mut calls = tokio::task::JoinSet::new();
+    let expected: Vec<_> = (0..20).map(|n| format!("SELECT {n}")).collect();
+    for sql in &expected {
+        let statement = Statement::new(sql.clone(), Vec::new()).unwrap();
+        let session = session.clone();
+        calls.spawn(async move { session.execute(ExecuteCall { statement, ..call(false) }).await.unwrap() });
+        // It has arrived when it has run up to its turn.
+        settle().await;
+    }
+    calls.join_all().await;
+    assert_eq!((engine.log(), engine.counts().running_max), (expected, 1));
+}
+
 /// Lets tasks that are ready run, without moving the clock.
 async fn settle() {
     for _ in 0..100 {

@@ -20,6 +20,7 @@ mod dropped_calls;
 mod leases;
 
 mod backends;
+mod lost_answers;
 
 mod command_line;
 mod python;

@@ -132,6 +132,28 @@ async fn commit_and_rollback_and_close_can_be_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_commits_verdict_is_forgotten_only_when_a_transaction_has_begun() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    session.execute("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
+    let first = session.commit().await.unwrap();
+    // Nothing ran, so nothing new can have been committed.
+    session.execute("SELECT $1::int4").await.unwrap_err();
+    assert_eq!(session.commit().await.unwrap().transaction_id, first.transaction_id);
+    session.close().await.unwrap();
+    let again = session.commit().await.unwrap();
+    assert_eq!((again.transaction_id, again.state), (first.transaction_id, None));
+
+    let other = broker.session().await;
+    other.execute("UPDATE accounts SET balance = 8 WHERE id = 1").await.unwrap();
+    other.commit().await.unwrap();
+    other.execute("SELECT 1").await.unwrap();
+    other.close().await.unwrap();
+    assert_eq!(other.commit().await.unwrap_err().end_reason(), "END_REASON_CLOSED");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn close_rolls_an_open_transaction_back() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
@@ -202,24 +224,6 @@ async fn session_options_reach_every_transaction() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn calls_on_one_session_run_one_at_a_time_in_arrival_order() {
-    let database = Database::create();
-    database.psql("CREATE TABLE log (n serial, call int); ALTER TABLE log OWNER TO broker");
-    let broker = Broker::start(&database).await;
-    let session = broker.session().await;
-    let mut calls = tokio::task::JoinSet::new();
-    for call in 0..20 {
-        let session = session.clone();
-        calls.spawn(async move {
-            session.run(session.statement("INSERT INTO log (call) VALUES ($1)", vec![int(call)])).await.unwrap();
-        });
-    }
-    calls.join_all().await;
-    session.commit().await.unwrap();
-    assert_eq!(database.psql("SELECT count(*), count(DISTINCT call), count(DISTINCT xmin::text) FROM log"), "20|20|1");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn notices_come_with_the_statement_that_raised_them() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
@@ -227,6 +231,8 @@ async fn notices_come_with_the_statement_that_raised_them() {
     let loud = session.execute("DO $$ BEGIN RAISE NOTICE 'one'; RAISE WARNING 'two'; END $$").await.unwrap();
     let notices: Vec<_> = loud.notices.iter().map(|n| (n.severity.as_str(), n.message.as_str())).collect();
     assert_eq!(notices, [("NOTICE", "one"), ("WARNING", "two")]);
+    let long = format!("SELECT 1 AS {}", "x".repeat(70));
+    assert!(session.execute(&long).await.unwrap().notices[0].message.contains("truncated"));
     let quiet = session.execute("SELECT 1").await.unwrap();
     assert!(quiet.notices.is_empty());
     let flood = "DO $$ BEGIN FOR n IN 1..200 LOOP RAISE NOTICE '%', repeat('x', 100000); END LOOP; END $$";

@@ -54,11 +54,11 @@ impl Database {
         self.psql("SELECT string_agg(balance::text, ' ' ORDER BY id) FROM accounts")
     }
 
-    /// The backends of the broker in this database that are in a transaction.
+    /// How many backends of the broker in this database have a transaction open.
     pub(crate) fn open_transactions(&self) -> String {
         self.psql(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
-             AND application_name = 'session-broker' AND xact_start IS NOT NULL",
+             AND application_name = 'session-broker' AND state LIKE 'idle in transaction%'",
         )
     }
 }
@@ -130,9 +130,13 @@ impl Broker {
 
     /// With more settings for the engine, and more sections.
     pub(crate) async fn start_with(database: &Database, engine: &str, sections: &str) -> Self {
+        Self::start_at(&database.url(), engine, sections).await
+    }
+
+    /// For the database at `url`.
+    pub(crate) async fn start_at(url: &str, engine: &str, sections: &str) -> Self {
         let toml = format!(
-            "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\n[engines.main]\nurl = {:?}\n{engine}\n{sections}\n",
-            database.url()
+            "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\n[engines.main]\nurl = {url:?}\n{engine}\n{sections}\n"
         );
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");

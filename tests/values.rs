@@ -137,7 +137,7 @@ async fn array_bounds_and_emptiness_are_kept() {
         assert_eq!(first_row(&back), [Kind::BoolValue(true)]);
     }
     let matrix = session.execute("SELECT '{{1,2},{3,4}}'::int4[]").await.unwrap_err();
-    assert_eq!((matrix.code, matrix.field.as_deref()), (Code::InvalidArgument, Some("sql")));
+    assert_eq!((matrix.code, matrix.reason.as_str()), (Code::InvalidArgument, "RESULT_UNRETURNABLE"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,6 +49,9 @@ pub enum Error {
         /// How long the statement was allowed.
         after: Duration,
     },
+    /// The statement ran, but its result holds what this broker cannot carry.
+    #[error("the statement ran, but its result cannot be returned: {0}")]
+    Unreturnable(String),
     /// COMMIT of a failed transaction: PostgreSQL rolled it back.
     #[error("nothing was committed: a statement had failed, so PostgreSQL rolled the transaction back")]
     CommitRolledBack,

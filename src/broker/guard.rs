@@ -19,9 +19,7 @@ pub(super) fn check(sql: &str) -> Result<(), String> {
         "PREPARE" if tokens.next().is_some_and(|token| token.keyword() == "TRANSACTION") => {
             "call Commit; two-phase commit is not offered"
         }
-        "COPY" if tokens.any(|token| matches!(token.keyword().as_str(), "STDIN" | "STDOUT")) => {
-            return Err("copies through the connection, which Execute cannot do: use INSERT or SELECT".into());
-        }
+        "COPY" => return Err("is a COPY, which Execute cannot do: use INSERT or SELECT".into()),
         _ => return Ok(()),
     };
     Err(format!("{} controls the transaction: {instead}", first.keyword()))
@@ -30,8 +28,6 @@ pub(super) fn check(sql: &str) -> Result<(), String> {
 enum Token<'a> {
     /// An identifier or a keyword.
     Word(&'a str),
-    /// A quoted literal or identifier.
-    Quoted,
     /// Any other character.
     Other(char),
 }
@@ -40,12 +36,12 @@ impl Token<'_> {
     fn keyword(&self) -> String {
         match self {
             Self::Word(word) => word.to_ascii_uppercase(),
-            Self::Quoted | Self::Other(_) => String::new(),
+            Self::Other(_) => String::new(),
         }
     }
 }
 
-/// The tokens of a statement, comments and space left out, coarse after the leading words: enough to find a keyword.
+/// The leading tokens of a statement, comments and space left out.
 struct Tokens<'a>(&'a str);
 
 impl<'a> Iterator for Tokens<'a> {
@@ -57,9 +53,6 @@ impl<'a> Iterator for Tokens<'a> {
         let (token, length) = if is_word_start(first) {
             let end = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
             (Token::Word(&rest[..end]), end)
-        } else if matches!(first, '\'' | '"') {
-            let end = rest[1..].find(first).map_or(rest.len(), |end| end + 2);
-            (Token::Quoted, end)
         } else {
             (Token::Other(first), first.len_utf8())
         };
@@ -141,7 +134,7 @@ mod tests {
             "RELEASE a",
             "PREPARE/**/TRANSACTION 'x'",
             "COPY t FROM STDIN",
-            "copy (select 'x') to stdout with (format csv)",
+            "copy (select E'\\'') to stdout",
         ] {
             assert!(check(sql).is_err(), "{sql:?} was let through");
         }
@@ -158,7 +151,6 @@ mod tests {
             "COMMITTED",
             "commit$1",
             "/* COMMIT */ SELECT 1",
-            "COPY t TO '/tmp/STDOUT'",
             "SET TRANSACTION READ ONLY",
             "VALUES (1)",
         ] {

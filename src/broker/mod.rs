@@ -40,7 +40,7 @@ use principal::Principal;
 use profile::{Limits, Profile};
 use registry::Registry;
 use session::{Session, SessionOptions};
-use token::SessionToken;
+use token::{SessionId, SessionToken};
 
 /// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
 const NET_SLACK: Duration = Duration::from_secs(5);
@@ -57,7 +57,6 @@ pub struct Broker {
     engines: BTreeMap<String, Arc<dyn Engine>>,
     default_engine: String,
     profile: Arc<Profile>,
-    new_leases: mpsc::UnboundedSender<reaper::Watched>,
     _reaper: AbortOnDropHandle<()>,
     shared: Arc<Shared>,
 }
@@ -66,12 +65,24 @@ pub struct Broker {
 #[derive(Debug)]
 struct Shared {
     registry: Registry,
+    /// To the reaper, which lives as long as the broker.
+    reaper: mpsc::UnboundedSender<reaper::Order>,
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
 }
 
 impl Shared {
+    fn watch(&self, session: &Session) {
+        // A reaper that has gone has gone with the broker: nobody is left to need it.
+        let _ = self.reaper.send(reaper::Order::Watch(session.id(), session.first_expiry()));
+    }
+
+    fn bury(&self, id: SessionId) {
+        self.registry.bury(id);
+        let _ = self.reaper.send(reaper::Order::Forget(id));
+    }
+
     fn is_draining(&self) -> bool {
         self.draining.load(Ordering::SeqCst)
     }
@@ -124,16 +135,17 @@ impl Broker {
         limits: Limits,
     ) -> Self {
         assert!(engines.contains_key(&default_engine), "the configuration names an existing default engine");
+        let (orders, received) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             registry: Registry::new(limits),
+            reaper: orders,
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
         });
-        let (new_leases, received) = mpsc::unbounded_channel();
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
         let reaper = AbortOnDropHandle::new(reaper);
-        Self { owner, engines, default_engine, profile: Arc::new(profile), new_leases, _reaper: reaper, shared }
+        Self { owner, engines, default_engine, profile: Arc::new(profile), _reaper: reaper, shared }
     }
 
     /// Grants a session. Touches no database.
@@ -160,13 +172,12 @@ impl Broker {
             self.shared.clone(),
         ));
         self.shared.registry.insert(session.clone())?;
+        self.shared.watch(&session);
         // A drain that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {
             session.end(EndReason::Drained);
             return Err(Error::Draining);
         }
-        // The reaper lives as long as this broker's sender: it cannot have gone.
-        let _ = self.new_leases.send((session.id(), session.first_expiry()));
         info!(
             session.id = %session.id(), %principal, engine = %engine.info().name, lease.ttl = ?lease_ttl, "session began"
         );
@@ -197,8 +208,9 @@ impl Broker {
     pub async fn drain(&self, grace: Duration) {
         /// How often to look. Short against any grace, long against the cost of a look.
         const LOOK: Duration = Duration::from_millis(20);
-        /// Past cancelling, rolling back and resetting, each with its own bound, only a COMMIT can still be under way.
-        const STOP: Duration = Duration::from_secs(20);
+        /// Past cancelling, rolling back and resetting, each with its bound of two seconds, only a COMMIT can still be
+        /// under way.
+        const STOP: Duration = Duration::from_secs(6);
 
         self.shared.draining.store(true, Ordering::SeqCst);
         info!(sessions = self.live_sessions(), "draining");

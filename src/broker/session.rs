@@ -9,10 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{error, info};
 
 use super::Shared;
 use super::engine::{Engine, EngineInfo, TransactionOptions};
@@ -53,13 +52,15 @@ struct State {
     lease: Lease,
     /// Calls that run or wait; while there is one, the lease is suspended.
     calls: u32,
+    /// What the last commit did, until another transaction begins. It outlives the session, in its tombstone.
+    last_commit: Option<Verdict>,
 }
 
 /// Where a session is in its life.
 #[derive(Debug)]
 enum Phase {
     /// No transaction. Leaves for `Open` with the next Execute, for `Ended` at any time.
-    Idle { last_commit: Option<Verdict> },
+    Idle,
     /// A transaction task runs. Leaves for `Idle` when the task says the transaction is over, for `Ended` at any time.
     Open(Open),
     /// Over, for good.
@@ -150,8 +151,8 @@ pub struct Executed {
 pub struct Committed {
     /// `Committed` or `NothingWritten`.
     pub verdict: Verdict,
-    /// The session after the call.
-    pub state: SessionState,
+    /// The session after the call; `None` when it had ended before.
+    pub state: Option<SessionState>,
 }
 
 impl Session {
@@ -167,7 +168,7 @@ impl Session {
         shared: Arc<Shared>,
     ) -> Self {
         let lease = Lease::grant(Instant::now(), lease_ttl, profile.session_age_max);
-        let state = State { phase: Phase::Idle { last_commit: None }, lease, calls: 0 };
+        let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None };
         Self {
             token,
             principal,
@@ -208,14 +209,18 @@ impl Session {
         self.answered(answer).await
     }
 
-    /// Commits the transaction. Without one it repeats the last commit's verdict.
+    /// Commits the transaction. Without one it repeats the last commit's verdict, also after the session's end.
     ///
     /// # Cancel safety
     /// Dropping the future before its turn commits nothing; later it does not stop the commit.
     pub async fn commit(self: &Arc<Self>) -> Result<Committed, Failure> {
-        let turn = self.turn().await?;
-        if let Some(last) = turn.idle() {
-            return turn.finish(Progress::Unchanged).committed(last.unwrap_or(Verdict::NothingWritten));
+        let turn = match self.turn().await {
+            Ok(turn) => turn,
+            Err(failure) => return self.last_commit().map_or(Err(failure), |verdict| verdict.answer(None)),
+        };
+        if turn.is_idle() {
+            let verdict = self.last_commit().unwrap_or(Verdict::NothingWritten);
+            return verdict.answer(Some(turn.finish(Progress::Unchanged)));
         }
         let (reply, answer) = oneshot::channel();
         self.dispatch(Command::Commit { turn, reply });
@@ -228,7 +233,7 @@ impl Session {
     /// Dropping the future before its turn rolls nothing back; later it does not stop the rollback.
     pub async fn rollback(self: &Arc<Self>) -> Result<SessionState, Failure> {
         let turn = self.turn().await?;
-        if turn.idle().is_some() {
+        if turn.is_idle() {
             return Ok(turn.finish(Progress::Unchanged));
         }
         let (reply, answer) = oneshot::channel();
@@ -247,7 +252,7 @@ impl Session {
             Err(Failure { error: Error::SessionEnded(reason), .. }) => return Ok(reason),
             Err(failure) => return Err(failure),
         };
-        if turn.idle().is_some() {
+        if turn.is_idle() {
             return Ok(self.end(EndReason::Closed));
         }
         let (reply, answer) = oneshot::channel();
@@ -278,11 +283,11 @@ impl Session {
             engine: self.engine.info(),
             backend_pid: match &state.phase {
                 Phase::Open(open) => open.backend_pid,
-                Phase::Idle { .. } | Phase::Ended(_) => None,
+                Phase::Idle | Phase::Ended(_) => None,
             },
             standing: match state.phase {
                 Phase::Ended(reason) => Err(reason),
-                Phase::Idle { .. } | Phase::Open(_) => Ok(self.snapshot(&state, now)),
+                Phase::Idle | Phase::Open(_) => Ok(self.snapshot(&state, now)),
             },
             labels: self.labels.clone(),
         }
@@ -337,7 +342,7 @@ impl Session {
     /// Ends the session if it has neither a transaction nor a call.
     pub(super) fn end_if_idle(&self, reason: EndReason) {
         let state = self.lock();
-        if matches!(state.phase, Phase::Idle { .. }) && state.calls == 0 {
+        if matches!(state.phase, Phase::Idle) && state.calls == 0 {
             self.end_locked(state, reason);
         }
     }
@@ -346,11 +351,15 @@ impl Session {
         if let Phase::Ended(earlier) = state.phase {
             return earlier;
         }
+        if let Phase::Open(_) = state.phase {
+            // What was committed before says nothing of the transaction that ends now.
+            state.last_commit = None;
+        }
         // Dropping an open phase drops the task's only sender: the task rolls back.
         state.phase = Phase::Ended(reason);
         drop(state);
         // Calls that wait for a turn find the phase ended and leave.
-        self.shared.registry.bury(self.id());
+        self.shared.bury(self.id());
         info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
         reason
     }
@@ -384,30 +393,43 @@ impl Session {
     /// A command that finds no task is dropped, and its caller looks why: see [`Self::answered`].
     fn dispatch(self: &Arc<Self>, command: Command) {
         let mut state = self.lock();
-        let refused = match (&mut state.phase, command) {
-            // The turn sees to it that the channel, which holds one command, is empty.
-            (Phase::Open(open), command) => open.commands.try_send(command).err().map(TrySendError::into_inner),
-            (phase @ Phase::Idle { .. }, Command::Execute(first)) => {
+        match (&mut state.phase, command) {
+            (Phase::Open(open), command) => {
+                // The turn sees to it that the channel, which holds one command, is empty.
+                let refused = open.commands.try_send(command);
+                // The lock goes first: a dropped command drops its turn, which takes the lock.
+                drop(state);
+                drop(refused);
+            }
+            (phase @ Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.options.transaction_timeout;
                 *phase = Phase::Open(Open { commands, deadline, backend_pid: None, failed: false });
+                drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
-                None
             }
-            (Phase::Idle { .. } | Phase::Ended(_), command) => Some(command),
-        };
-        // The lock goes first: a dropped command drops its turn, which takes the lock.
-        drop(state);
-        drop(refused);
+            (Phase::Idle | Phase::Ended(_), command) => {
+                drop(state);
+                drop(command);
+            }
+        }
     }
 
     /// Waits for the transaction task's answer.
     async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
-        match answer.await {
-            Ok(answer) => answer,
-            // The task ended without an answer: the session was ended, or the task died and its connection with it.
-            Err(_) => Err(Error::SessionEnded(self.end(EndReason::BackendLost)).into()),
+        if let Ok(answer) = answer.await {
+            return answer;
         }
+        // A task leaves without an answer when the session has ended. Otherwise it has died, its connection with it.
+        let alive = self.lock().alive();
+        Err(match alive {
+            Err(ended) => ended.into(),
+            Ok(()) => {
+                error!(session.id = %self.id(), "a transaction task died");
+                self.end(EndReason::BackendLost);
+                Error::Internal.into()
+            }
+        })
     }
 
     /// The shortest of the limits on a statement; what the transaction has left is the task's to add.
@@ -426,7 +448,7 @@ impl Session {
 
     fn snapshot(&self, state: &State, now: Instant) -> SessionState {
         let (transaction, transaction_remaining) = match &state.phase {
-            Phase::Idle { .. } | Phase::Ended(_) => (TransactionState::None, None),
+            Phase::Idle | Phase::Ended(_) => (TransactionState::None, None),
             Phase::Open(open) => {
                 let standing = if open.failed { TransactionState::Failed } else { TransactionState::Open };
                 (standing, Some(open.deadline.saturating_duration_since(now)))
@@ -451,6 +473,10 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn last_commit(&self) -> Option<Verdict> {
+        self.lock().last_commit
+    }
+
     pub(super) fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
     }
@@ -471,16 +497,7 @@ impl State {
     fn alive(&self) -> Result<(), Error> {
         match self.phase {
             Phase::Ended(reason) => Err(Error::SessionEnded(reason)),
-            Phase::Idle { .. } | Phase::Open(_) => Ok(()),
-        }
-    }
-}
-
-impl SessionState {
-    fn committed(self, verdict: Verdict) -> Result<Committed, Failure> {
-        match verdict.error() {
-            None => Ok(Committed { verdict, state: self }),
-            Some(error) => Err(Failure { error, state: Some(self), verdict: Some(verdict) }),
+            Phase::Idle | Phase::Open(_) => Ok(()),
         }
     }
 }
@@ -511,18 +528,14 @@ pub(super) enum Progress {
     Unchanged,
     /// It takes more statements, or has failed.
     Open { failed: bool },
-    /// It is over. The verdict is there when a commit was tried.
+    /// It is over, or never began. The verdict is there when a commit was tried.
     Over(Option<Verdict>),
 }
 
 impl Turn {
-    /// The last commit's verdict when there is no transaction; `None` when there is one.
-    #[allow(clippy::option_option, reason = "the outer one says whether the session is idle")]
-    fn idle(&self) -> Option<Option<Verdict>> {
-        match self.ticket.0.lock().phase {
-            Phase::Idle { last_commit } => Some(last_commit),
-            Phase::Open(_) | Phase::Ended(_) => None,
-        }
+    /// Whether there is no transaction.
+    fn is_idle(&self) -> bool {
+        matches!(self.ticket.0.lock().phase, Phase::Idle)
     }
 
     /// Ends the call: notes its progress, renews the lease, lets the next call run. Returns the session as the caller
@@ -531,13 +544,16 @@ impl Turn {
         let now = Instant::now();
         let session = &self.ticket.0;
         let mut state = session.lock();
+        state.last_commit = match progress {
+            Progress::Unchanged | Progress::Over(None) => state.last_commit,
+            Progress::Open { .. } => None,
+            Progress::Over(verdict) => verdict,
+        };
         match (&mut state.phase, progress) {
-            (Phase::Ended(_), _) | (_, Progress::Unchanged) => {}
             (Phase::Open(open), Progress::Open { failed }) => open.failed = failed,
-            (phase, Progress::Over(last_commit)) => *phase = Phase::Idle { last_commit },
-            (Phase::Idle { .. }, Progress::Open { .. }) => {
-                unreachable!("a transaction task ends before it reports progress")
-            }
+            (phase @ Phase::Open(_), Progress::Over(_)) => *phase = Phase::Idle,
+            // The session ended meanwhile, or there was no transaction to begin with.
+            (Phase::Ended(_) | Phase::Idle, _) | (_, Progress::Unchanged) => {}
         }
         state.lease.renew(now);
         session.snapshot(&state, now)

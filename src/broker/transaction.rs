@@ -5,6 +5,7 @@
 //! proves the connection clean and releases it, or drops it. Invariants: a COMMIT is never interrupted; a statement is
 //! interrupted at most once, and nothing else is sent before PostgreSQL has answered both.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +22,14 @@ use super::statement::{ResultLimits, ResultSet, Statement};
 
 /// How long a cancelled statement may take to stop. Cancelling takes PostgreSQL milliseconds; longer means that the
 /// network or the server is stuck, and only closing the connection helps.
-const CANCEL_GRACE: Duration = Duration::from_secs(5);
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// How long a cancelled statement is waited for before it is cancelled again: PostgreSQL ignores a cancel that comes
+/// between two messages of one statement.
+const CANCEL_AGAIN: Duration = Duration::from_millis(100);
 
 /// How long ROLLBACK may take. It writes next to nothing; longer means stuck, as above.
-const ROLLBACK_GRACE: Duration = Duration::from_secs(5);
+const ROLLBACK_GRACE: Duration = Duration::from_secs(2);
 
 /// What became of a transaction that someone tried to commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,8 +45,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    /// What a commit with this verdict tells its caller.
-    pub(super) fn error(self) -> Option<Error> {
+    /// The answer to a commit with this verdict.
+    pub(super) fn answer(self, state: Option<SessionState>) -> Result<Committed, Failure> {
+        match self.error() {
+            None => Ok(Committed { verdict: self, state }),
+            Some(error) => Err(Failure { error, state, verdict: Some(self) }),
+        }
+    }
+
+    /// What a commit with this verdict has to be told, if it failed.
+    fn error(self) -> Option<Error> {
         match self {
             Self::Committed(_) | Self::NothingWritten => None,
             Self::RolledBack => Some(Error::CommitRolledBack),
@@ -205,17 +218,13 @@ impl Transaction {
         let Execute { statement, commit, limits, deadline, turn, mut reply } = call;
         let deadline = deadline.or_earlier(self.deadline, Bound::TransactionTimeout);
         let (ran, interruption) = self.run_statement(begin, &statement, limits, deadline, &mut reply).await;
-        let Some(ran) = ran else {
-            self.backend_lost(&Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}")));
-            return Some(End::Unknown);
-        };
         if interruption == Some(Interruption::SessionEnded) {
             // The dropped reply tells the caller to look why.
             return Some(End::Open);
         }
         match ran {
             // A caller that has left may be trying again elsewhere: what it cannot hear of must not commit.
-            Ok(_) if commit && interruption == Some(Interruption::CallerLeft) => {
+            Ok(_) if commit && reply.is_closed() => {
                 let end = self.roll_back().await;
                 turn.finish(Progress::Over(Some(Verdict::RolledBack)));
                 Some(end)
@@ -261,7 +270,7 @@ impl Transaction {
         }
     }
 
-    /// Runs a statement until it ends, or until it has been interrupted and has ended. `None` when it would not end.
+    /// Runs a statement until it ends, by itself or interrupted. One that will not stop counts as lost.
     async fn run_statement(
         &mut self,
         begin: Option<&TransactionOptions>,
@@ -269,19 +278,21 @@ impl Transaction {
         limits: ResultLimits,
         deadline: Deadline,
         reply: &mut Reply<Executed>,
-    ) -> (Option<Result<ResultSet, StatementError>>, Option<Interruption>) {
+    ) -> (Result<ResultSet, StatementError>, Option<Interruption>) {
         let canceller = self.connection.canceller();
         let mut running = self.connection.execute(begin, statement, limits);
         let interruption = tokio::select! {
             biased;
-            ran = &mut running => return (Some(ran), None),
+            ran = &mut running => return (ran, None),
             () = sleep_until(deadline.at) => Interruption::Deadline,
             () = reply.closed() => Interruption::CallerLeft,
             // Calls are serial, so this is no command but the end of the session.
             _ = self.commands.recv() => Interruption::SessionEnded,
         };
-        let stopped = timeout(CANCEL_GRACE, stop(&*canceller, running)).await;
-        (stopped.ok(), Some(interruption))
+        let stopped = timeout(CANCEL_GRACE, stop(&*canceller, running))
+            .await
+            .unwrap_or_else(|_| Err(Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"))));
+        (stopped.unwrap_or_else(|lost| Err(StatementError::Lost(lost))), Some(interruption))
     }
 
     /// Answers a failed statement. With a commit asked for, the transaction is rolled back at once.
@@ -305,7 +316,7 @@ impl Transaction {
         let (verdict, error, end) = self.commit_truthfully().await;
         let state = turn.finish(Progress::Over(Some(verdict)));
         let answer = match error {
-            None => Ok(Committed { verdict, state }),
+            None => Ok(Committed { verdict, state: Some(state) }),
             Some(error) => Err(Failure { error, state: Some(state), verdict: Some(verdict) }),
         };
         let _ = reply.send(answer);
@@ -365,12 +376,25 @@ impl Transaction {
 /// SQLSTATE of a cancelled statement.
 const QUERY_CANCELED: &str = "57014";
 
-/// Cancels a running statement and waits for both answers: only then can the cancel hit nothing later.
-async fn stop<T>(canceller: &dyn Canceller, running: impl Future<Output = T>) -> T {
-    let (cancelled, ran) = futures_util::join!(canceller.cancel(), running);
-    if let Err(lost) = cancelled {
-        // The statement has ended all the same; the request may have gone nowhere, but it did not go astray.
-        warn!(cause = %lost, "cancel request failed");
+/// Cancels a running statement until it ends, and waits for all answers: only then can no cancel hit a later statement.
+async fn stop<T>(canceller: &dyn Canceller, running: impl Future<Output = T>) -> Result<T, Lost> {
+    let mut running = pin!(running);
+    let mut ran = None;
+    loop {
+        let mut cancelling = canceller.cancel();
+        // Should the request fail, nobody knows whether it is still on its way: the connection cannot be used again.
+        loop {
+            tokio::select! {
+                biased;
+                answer = &mut running, if ran.is_none() => ran = Some(answer),
+                cancelled = &mut cancelling => break cancelled?,
+            }
+        }
+        if ran.is_none() {
+            ran = timeout(CANCEL_AGAIN, &mut running).await.ok();
+        }
+        if let Some(ran) = ran {
+            return Ok(ran);
+        }
     }
-    ran
 }

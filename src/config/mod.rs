@@ -5,8 +5,6 @@
 
 mod section;
 
-pub mod secret;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,7 +15,7 @@ use humantime::format_duration;
 use crate::broker::profile::{Limits, Profile};
 use crate::postgres::engine::PoolOptions;
 use crate::postgres::options::ConnectOptions;
-use secret::Secret;
+use crate::secret::Secret;
 use section::{Problems, Section};
 
 /// What environment variables start with: `SESSION_BROKER__ENGINES__MAIN__URL` is `engines.main.url`.
@@ -70,7 +68,8 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Rolling a replica should not wait longer; Kubernetes kills after 30 s.
+    /// With the bounds on what comes after it, cancelling, rolling back, resetting and stopping the transport, a replica
+    /// is gone within the 30 s after which Kubernetes kills.
     const DRAIN_GRACE: Duration = Duration::from_secs(20);
 
     /// Reads `file`, if there is one, with `environment` over it.
@@ -105,7 +104,7 @@ impl Config {
         }
         let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_hours(1));
         let default_engine = root.text("default_engine");
-        let engines = engines(root.section("engines"));
+        let (named, engines) = engines(root.section("engines"));
         let default_engine = match (default_engine, engines.keys().next()) {
             (Some(name), _) if engines.contains_key(&name) => Some(name),
             (Some(name), _) => {
@@ -117,10 +116,12 @@ impl Config {
                 root.problem("default_engine", "is missing, and there is more than one engine: name one of them");
                 None
             }
-            (None, None) => {
+            (None, None) if named == 0 => {
                 root.problem("engines", "is empty: add [engines.main] with url = \"postgresql://USER@HOST/DATABASE\"");
                 None
             }
+            // Each of those named has its own problem.
+            (None, None) => None,
         };
         root.finish();
         Some(Self { listen, endpoint, owner, default_engine: default_engine?, drain_grace, profile, limits, engines })
@@ -171,15 +172,18 @@ fn limits(mut section: Section<'_>) -> Limits {
     limits
 }
 
-fn engines(mut section: Section<'_>) -> BTreeMap<String, EngineConfig> {
+/// How many engines are named, and those of them that are right.
+fn engines(mut section: Section<'_>) -> (usize, BTreeMap<String, EngineConfig>) {
     let mut engines = BTreeMap::new();
-    for name in section.keys() {
+    let names = section.keys();
+    let named = names.len();
+    for name in names {
         if let Some(engine) = engine(section.section(&name)) {
             engines.insert(name, engine);
         }
     }
     section.finish();
-    engines
+    (named, engines)
 }
 
 fn engine(mut section: Section<'_>) -> Option<EngineConfig> {

@@ -122,7 +122,6 @@ fn list(field: &str, list: pb::ListValue, depth: usize) -> Result<List, Error> {
         // The name is made only when it is needed: lists can be long.
         value("", each, depth + 1).map_err(|error| match error {
             Error::Invalid { field: inner, problem } => {
-                let inner = if inner.is_empty() { String::new() } else { inner };
                 Error::Invalid { field: format!("{field}.list_value.values[{index}]{inner}"), problem }
             }
             error => error,
@@ -177,7 +176,7 @@ pub(super) fn verdict(verdict: Verdict, state: Option<SessionState>) -> pb::Comm
 
 pub(super) fn committed(committed: Committed) -> pb::CommitResponse {
     let Committed { verdict, state } = committed;
-    self::verdict(verdict, Some(state))
+    self::verdict(verdict, state)
 }
 
 pub(super) fn executed(executed: Executed) -> pb::ExecuteResponse {

@@ -21,3 +21,4 @@ pub(crate) mod codec;
 mod convert;
 pub mod service;
 mod status;
+pub mod transport;

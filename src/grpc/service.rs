@@ -115,8 +115,11 @@ impl SessionService for Sessions {
     }
 }
 
-/// When the caller stops waiting, by the `grpc-timeout` header: up to eight digits and a unit.
+/// When to stop for a caller that stops waiting, by the `grpc-timeout` header: up to eight digits and a unit. A little
+/// earlier, so that the caller hears from us what was stopped and why, and not from its own clock.
 fn grpc_deadline(metadata: &MetadataMap) -> Option<Instant> {
+    const MARGIN_MAX: Duration = Duration::from_millis(500);
+
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let count: u64 = digits.parse().ok()?;
@@ -129,7 +132,7 @@ fn grpc_deadline(metadata: &MetadataMap) -> Option<Instant> {
         "n" => Duration::from_nanos(count),
         _ => return None,
     };
-    Instant::now().checked_add(timeout)
+    Instant::now().checked_add(timeout.saturating_sub((timeout / 10).min(MARGIN_MAX)))
 }
 
 #[allow(clippy::disallowed_methods, reason = "it is told to people and other machines, whose clock this is")]

@@ -11,7 +11,8 @@ use tonic::{Code, Status};
 use tonic_types::pb as rpc;
 
 use super::{convert, pb};
-use crate::broker::error::{Error, Exhausted, Failure};
+use crate::broker::error::{Bound, Error, Exhausted, Failure};
+use crate::broker::session::TransactionState;
 use pb::retry_advice::Scope;
 
 /// `ErrorInfo.domain` of every error.
@@ -51,7 +52,12 @@ fn lookup(error: &Error) -> Row {
             let (code, advice) = by_sqlstate(&error.sqlstate);
             row(code, "DATABASE_ERROR", advice)
         }
+        // The transaction's own limit takes its session along.
+        Error::DeadlineExceeded { bound: Bound::TransactionTimeout, .. } => {
+            row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Session)
+        }
         Error::DeadlineExceeded { .. } => row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Transaction),
+        Error::Unreturnable(_) => row(Code::InvalidArgument, "RESULT_UNRETURNABLE", Scope::Nothing),
         Error::CommitRolledBack => row(Code::Aborted, "COMMIT_ROLLED_BACK", Scope::Transaction),
         Error::CommitUnknown => row(Code::Unknown, "COMMIT_UNKNOWN", Scope::ResolveCommit),
         Error::Internal => row(Code::Internal, "INTERNAL", Scope::Nothing),
@@ -89,6 +95,9 @@ pub(super) fn from_error(error: Error) -> Status {
 pub(super) fn from_failure(failure: Failure) -> Status {
     let Failure { error, state, verdict } = failure;
     let Row { code, reason, advice } = lookup(&error);
+    let in_failed = state.is_some_and(|state| state.transaction == TransactionState::Failed);
+    // In a failed transaction no call alone can be repeated.
+    let advice = if in_failed && advice == Scope::Call { Scope::Transaction } else { advice };
     let info = rpc::ErrorInfo { reason: reason.into(), domain: DOMAIN.into(), metadata: metadata(&error) };
     let mut details = vec![
         any("google.rpc.ErrorInfo", &info),
@@ -122,6 +131,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         | Error::Exhausted(_)
         | Error::CommitRolledBack
         | Error::CommitUnknown
+        | Error::Unreturnable(_)
         | Error::Internal => return HashMap::new(),
     };
     HashMap::from([(pair.0.to_owned(), pair.1)])
@@ -161,6 +171,7 @@ fn error_detail(error: &Error) -> Option<Any> {
         | Error::DeadlineExceeded { .. }
         | Error::CommitRolledBack
         | Error::CommitUnknown
+        | Error::Unreturnable(_)
         | Error::Internal => None,
     }
 }

@@ -4,7 +4,7 @@
 //! only when the wire says that PostgreSQL has answered everything; only a reset by proof gives it back to the pool.
 
 use std::fmt::Write;
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,23 +18,25 @@ use tracing::debug;
 use super::cancel::BackendCanceller;
 use super::engine::{Backend, Opener};
 use super::error::pg_error;
-use super::value::{self, Raw};
+use super::value::{self, Raw, Refusal};
 use crate::broker::engine::{
-    Canceller, CheckoutError, CommitVerdict, Connection, IsolationLevel, Lost, StatementError, TransactionOptions,
-    TransactionStatus,
+    Canceller, CommitVerdict, Connection, IsolationLevel, Lost, StatementError, TransactionOptions, TransactionStatus,
 };
 use crate::broker::error::{Error, Exhausted};
 use crate::broker::statement::{Column, ResultLimits, ResultSet, Statement};
 use crate::broker::value::Value;
 
 /// How long a reset may take; it does next to nothing, so longer means stuck.
-const RESET_GRACE: Duration = Duration::from_secs(5);
+const RESET_GRACE: Duration = Duration::from_secs(2);
 
-/// What `DISCARD ALL` does, but for the driver's own prepared statements, which it keeps for type look-ups. The last
-/// line finds the ones that callers have left: there is no command that drops only those, so they cost the connection.
+/// What `DISCARD ALL` does, but for the driver's own prepared statements, which it keeps for type look-ups; and a new
+/// seed for random(). The last line counts the prepared statements: those that callers have left cannot be dropped
+/// alone, and those of the driver that callers have dropped cannot be brought back, so either costs the connection.
 const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
     SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES; \
-    SELECT 'left' FROM pg_catalog.pg_prepared_statements WHERE from_sql LIMIT 1";
+    SELECT pg_catalog.setseed(pg_catalog.hashtext(pg_catalog.gen_random_uuid()::text) / 2147483648.0); \
+    SELECT 'prepared', pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
+    FROM pg_catalog.pg_prepared_statements";
 
 /// Sent right before COMMIT, in the same round trip: the transaction's id arrives before COMMIT's answer.
 const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
@@ -96,26 +98,25 @@ impl PooledConnection {
         let parameters = value::encode(statement.parameters(), prepared.params()).map_err(StatementError::Refused)?;
         check_columns(prepared).map_err(StatementError::Refused)?;
         let Backend { client, wire, .. } = self.backend();
-        wire.forget();
+        wire.forget_tags();
         let mut stream = match client.query_raw(prepared, parameters).await {
-            Ok(stream) => pin!(stream),
+            Ok(stream) => Box::pin(stream),
             Err(error) => return Err(self.failure(&error).await),
         };
         let mut rows = Vec::new();
-        let mut bytes = 0;
+        let mut budget = Budget { rows: limits.rows_max, bytes: limits.bytes_max, limits };
         while let Some(row) = stream.next().await {
-            let row = match row {
-                Ok(row) => row,
-                Err(error) => return Err(self.failure(&error).await),
+            let read = match row {
+                Ok(row) => budget.read(&row),
+                Err(error) => {
+                    // An unread stream would keep the driver from reading on.
+                    drop(stream);
+                    return Err(self.failure(&error).await);
+                }
             };
-            let values = match read_row(&row) {
-                Ok(values) => values,
-                Err(error) => return Err(self.abandon(stream.as_mut(), StatementError::Unreturnable(error)).await),
-            };
-            bytes += values.iter().map(Value::encoded_len).sum::<usize>();
-            rows.push(values);
-            if let Some(limit) = exceeded(limits, rows.len(), bytes) {
-                return Err(self.abandon(stream.as_mut(), StatementError::Unreturnable(Error::Exhausted(limit))).await);
+            match read {
+                Ok(values) => rows.push(values),
+                Err(error) => return Err(self.abandon(stream.as_mut(), error).await),
             }
         }
         wire.settled().await.map_err(StatementError::Lost)?;
@@ -130,16 +131,23 @@ impl PooledConnection {
         })
     }
 
-    /// Stops a statement whose result is not wanted any more, and reads what is under way: unread rows would block
-    /// everything behind them, ROLLBACK included.
-    async fn abandon(&self, mut stream: std::pin::Pin<&mut RowStream>, why: StatementError) -> StatementError {
+    /// Stops a statement whose result cannot be returned, and reads what is under way: unread rows would block
+    /// everything behind them, ROLLBACK included. Leaves the transaction failed, also when the statement was through
+    /// before it could be stopped: its caller has not seen what it did.
+    async fn abandon(&self, mut stream: Pin<&mut RowStream>, why: Error) -> StatementError {
+        let Backend { client, wire, .. } = self.backend();
         let drain = async { while let Some(Ok(_)) = stream.next().await {} };
         let (cancelled, ()) = join!(self.canceller.cancel(), drain);
         if let Err(lost) = cancelled {
-            debug!(cause = %lost, "a result passed its limit and had to be read to its end");
+            return StatementError::Lost(lost);
         }
-        match self.backend().wire.settled().await {
-            Ok(_) => why,
+        if let Ok(TransactionStatus::Open) = wire.settled().await {
+            // Any error fails the transaction. This one says in PostgreSQL's log what it is about.
+            let _ = client.batch_execute("\"the result could not be returned\"").await;
+        }
+        match wire.settled().await {
+            Ok(TransactionStatus::Failed) => StatementError::Unreturnable(why),
+            Ok(status) => StatementError::Lost(Lost(format!("a transaction to be failed is {status:?}"))),
             Err(lost) => StatementError::Lost(lost),
         }
     }
@@ -154,15 +162,6 @@ impl PooledConnection {
         }
     }
 
-    /// Proves that the server answers.
-    pub(super) async fn ping(&self) -> Result<(), CheckoutError> {
-        match timeout(RESET_GRACE, self.backend().client.check_connection()).await {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => Err(CheckoutError::Unreachable(error.to_string())),
-            Err(_) => Err(CheckoutError::Unreachable(format!("no answer within {RESET_GRACE:?}"))),
-        }
-    }
-
     async fn reset(&self) -> Result<(), Lost> {
         let Backend { client, wire, .. } = self.backend();
         let must_be_idle = |status| match status {
@@ -172,12 +171,17 @@ impl PooledConnection {
         must_be_idle(wire.settled().await?)?;
         let answers = client.simple_query(RESET).await.map_err(|error| Lost(error.to_string()))?;
         must_be_idle(wire.settled().await?)?;
-        let left =
-            |answer: &SimpleQueryMessage| matches!(answer, SimpleQueryMessage::Row(row) if row.get(0) == Some("left"));
-        if answers.iter().any(left) {
-            return Err(Lost("SQL-level prepared statements were left".into()));
+        let prepared = answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) if row.get(0) == Some("prepared") => {
+                Some((row.get(1)?, row.get(2)?.parse().ok()?))
+            }
+            _ => None,
+        });
+        if prepared == Some(("0", wire.prepared())) {
+            Ok(())
+        } else {
+            Err(Lost("prepared statements were left, or the driver's were dropped".into()))
         }
-        Ok(())
     }
 }
 
@@ -201,38 +205,38 @@ impl Connection for PooledConnection {
         statement: &Statement,
         limits: ResultLimits,
     ) -> Result<ResultSet, StatementError> {
+        self.backend().wire.forget_notices();
         let prepared = self.prepare(begin, statement).await?;
         self.run(&prepared, statement, limits).await
     }
 
     async fn commit(&mut self) -> CommitVerdict {
         let Backend { client, wire, .. } = self.backend();
-        wire.forget();
+        wire.forget_tags();
         let (probe, answer) = join!(client.simple_query(TRANSACTION_ID), client.batch_execute("COMMIT"));
         let settled = wire.settled().await;
-        // `None`: not known. `Some(None)`: no id was assigned, so nothing was written.
-        let transaction_id = probe.ok().map(|answers| {
+        let transaction_id = probe.ok().and_then(|answers| {
             answers.iter().find_map(|answer| match answer {
-                SimpleQueryMessage::Row(row) => row.get(0).and_then(|text| text.parse().ok()),
+                SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
                 _ => None,
             })
         });
         // The tag is PostgreSQL's own word, sent after the fact: not even losing the connection next takes it back.
         match (wire.last_tag().as_deref(), answer, settled) {
-            (Some("COMMIT"), _, _) => match transaction_id.flatten() {
+            (Some("COMMIT"), _, _) => match transaction_id {
                 Some(id) => CommitVerdict::Committed(id),
                 None => CommitVerdict::NothingWritten,
             },
             (Some("ROLLBACK"), _, _) => CommitVerdict::RolledBack,
-            (_, _, Err(_)) if transaction_id == Some(None) => CommitVerdict::NothingWritten,
-            (_, _, Err(lost)) => CommitVerdict::Unknown(transaction_id.flatten(), lost),
+            // Not even a transaction without an id is known to have ended: COMMIT itself may do things, NOTIFY one of them.
+            (_, _, Err(lost)) => CommitVerdict::Unknown(transaction_id, lost),
             (_, Err(error), Ok(TransactionStatus::Idle)) if error.as_db_error().is_some() => {
                 let error = error.as_db_error().map(pg_error).unwrap_or_default();
                 CommitVerdict::Failed(Box::new(error))
             }
             (tag, _, Ok(status)) => {
                 let lost = Lost(format!("COMMIT was answered with {tag:?}, leaving the transaction {status:?}"));
-                CommitVerdict::Unknown(transaction_id.flatten(), lost)
+                CommitVerdict::Unknown(transaction_id, lost)
             }
         }
     }
@@ -324,22 +328,27 @@ fn check_columns(prepared: &Prepared) -> Result<(), Error> {
     }
 }
 
-fn read_row(row: &tokio_postgres::Row) -> Result<Vec<Value>, Error> {
-    let columns = row.columns().iter().enumerate();
-    let values = columns.map(|(index, column)| {
-        let Raw(bytes) = row.try_get(index).map_err(|error| error.to_string())?;
-        value::decode(column.type_(), bytes).map_err(|problem| format!("column {}: {problem}", index + 1))
-    });
-    values.collect::<Result<_, String>>().map_err(|problem| Error::invalid("sql", format!("result: {problem}")))
+/// What a result may still take.
+struct Budget {
+    rows: u64,
+    bytes: usize,
+    limits: ResultLimits,
 }
 
-fn exceeded(limits: ResultLimits, rows: usize, bytes: usize) -> Option<Exhausted> {
-    if u64::try_from(rows).unwrap_or(u64::MAX) > limits.rows_max {
-        Some(Exhausted::ResultRows(limits.rows_max))
-    } else if bytes > limits.bytes_max {
-        Some(Exhausted::ResultBytes(limits.bytes_max))
-    } else {
-        None
+impl Budget {
+    /// Reads a row within the budget.
+    fn read(&mut self, row: &tokio_postgres::Row) -> Result<Vec<Value>, Error> {
+        self.rows = self.rows.checked_sub(1).ok_or(Error::Exhausted(Exhausted::ResultRows(self.limits.rows_max)))?;
+        let columns = row.columns().iter().enumerate();
+        let values = columns.map(|(index, column)| {
+            let in_column = |problem| Error::Unreturnable(format!("column {}: {problem}", index + 1));
+            let Raw(bytes) = row.try_get(index).map_err(|error| in_column(error.to_string()))?;
+            value::decode(column.type_(), bytes, &mut self.bytes).map_err(|refusal| match refusal {
+                Refusal::TooLarge => Error::Exhausted(Exhausted::ResultBytes(self.limits.bytes_max)),
+                Refusal::Unreadable(problem) => in_column(problem),
+            })
+        });
+        values.collect()
     }
 }
 

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool::Runtime;
-use deadpool::managed::{self, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType, Timeouts};
+use deadpool::managed::{
+    Manager, Metrics, Object, Pool, PoolError, RecycleError, RecycleResult, TimeoutType, Timeouts,
+};
 use deadpool_postgres::ClientWrapper;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_postgres::{AsyncMessage, NoTls};
 
 use super::connection::PooledConnection;
@@ -100,14 +102,14 @@ impl Engine for PostgresEngine {
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {
-        let connection = match self.connection().await {
-            Ok(connection) => Box::new(connection),
-            Err(CheckoutError::Wait(_)) => return Ok(()),
-            Err(error) => return Err(error),
-        };
-        connection.ping().await?;
-        connection.release().await;
-        Ok(())
+        // A connection of its own: a busy pool says nothing about the server, and callers need all of it.
+        match self.pool.manager().create().await {
+            Ok(_) => Ok(()),
+            // All the server's connections are in use: it is there.
+            Err(OpenError::Refused(error)) if error.sqlstate == TOO_MANY_CONNECTIONS => Ok(()),
+            Err(OpenError::Refused(error)) => Err(CheckoutError::Refused(error)),
+            Err(OpenError::Failed(cause)) => Err(CheckoutError::Unreachable(cause)),
+        }
     }
 }
 
@@ -141,19 +143,12 @@ pub(super) enum OpenError {
     Failed(String),
 }
 
-impl managed::Manager for Opener {
+impl Manager for Opener {
     type Type = Backend;
     type Error = OpenError;
 
     async fn create(&self) -> Result<Backend, OpenError> {
-        let budget = self.options.connect_timeout;
-        match timeout(budget, self.open()).await {
-            Ok(opened) => opened,
-            Err(_) => Err(OpenError::Failed(format!(
-                "no connection within {}, logging in included",
-                humantime::format_duration(budget)
-            ))),
-        }
+        self.open().await
     }
 
     async fn recycle(&self, backend: &mut Backend, _: &Metrics) -> RecycleResult<OpenError> {
@@ -165,16 +160,24 @@ impl managed::Manager for Opener {
 }
 
 impl Opener {
-    /// Opens a connection to the first host that takes one.
+    /// Opens a connection to the first host that takes one. Each host gets its share of what is left of the budget, so
+    /// that a silent one leaves time for the next.
     async fn open(&self) -> Result<Backend, OpenError> {
+        let until = Instant::now() + self.options.connect_timeout;
+        let hosts = &self.options.hosts;
         let mut failures = Vec::new();
-        for host in &self.options.hosts {
-            match self.open_at(host).await {
-                Ok(backend) => return Ok(backend),
-                // The server was there and said no: others would say the same, or be the wrong ones to ask.
-                Err(OpenError::Refused(error)) => return Err(OpenError::Refused(error)),
-                Err(OpenError::Failed(cause)) => failures.push(format!("{host}: {cause}")),
-            }
+        for (host, hosts_left) in hosts.iter().zip((1..=u32::try_from(hosts.len()).unwrap_or(u32::MAX)).rev()) {
+            let share = until.saturating_duration_since(Instant::now()) / hosts_left;
+            let cause = match timeout(share, self.open_at(host)).await {
+                Ok(Ok(backend)) => return Ok(backend),
+                // The server is there and says no, for good: another host would be asked to say the same.
+                Ok(Err(OpenError::Refused(error))) if error.sqlstate != CANNOT_CONNECT_NOW => {
+                    return Err(OpenError::Refused(error));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("not logged in within {}", humantime::format_duration(share)),
+            };
+            failures.push(format!("{host}: {cause}"));
         }
         Err(OpenError::Failed(failures.join("; ")))
     }
@@ -195,6 +198,12 @@ impl Opener {
         Ok(Backend { client: ClientWrapper::new(client, driver), wire, address, pid, server_version })
     }
 }
+
+/// SQLSTATE of a server that starts, stops or recovers.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+/// SQLSTATE of a server whose connections are all in use.
+const TOO_MANY_CONNECTIONS: &str = "53300";
 
 /// Moves a connection's messages until it ends, and notes its notices and its end.
 async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, wire: Arc<Wire>)

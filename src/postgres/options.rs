@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio_postgres::config::{Host as DriverHost, SslMode};
 
 pub use super::net::Host;
-use crate::config::secret::Secret;
+use crate::secret::Secret;
 
 /// Where and as whom to connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +53,15 @@ impl ConnectOptions {
             let name = parameter.split('=').next().unwrap_or_default();
             if !Self::URL_PARAMETERS.contains(&name) {
                 let known = Self::URL_PARAMETERS.join(", ");
-                return Err(format!("has the unknown parameter {name:?}: known are {known}"));
+                // What does not look like a name may be the tail of a password with a "?" in it.
+                let like_a_name = name.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+                return Err(if like_a_name {
+                    format!("has the unknown parameter {name}: known are {known}")
+                } else {
+                    format!(
+                        "has a ? that no parameter follows: write %3F in a user or password; parameters are {known}"
+                    )
+                });
             }
         }
         let read: tokio_postgres::Config = url.parse().map_err(|error: tokio_postgres::Error| {
@@ -61,6 +69,10 @@ impl ConnectOptions {
             std::error::Error::source(&error).map_or_else(|| error.to_string(), ToString::to_string)
         })?;
         let hosts = hosts(&read)?;
+        // The driver takes zero and less for no limit at all.
+        if parameters.contains("connect_timeout=") && read.get_connect_timeout().is_none() {
+            return Err("has a connect_timeout that is not positive".into());
+        }
         check_plaintext(read.get_ssl_mode(), &hosts)?;
         let user = read.get_user().ok_or("names no user: postgresql://USER@HOST/DATABASE")?.to_owned();
         Ok(Self {
@@ -154,6 +166,10 @@ fn hosts(read: &tokio_postgres::Config) -> Result<Vec<Host>, String> {
             ports.len()
         ));
     }
+    if hosts.iter().any(|host| matches!(host, DriverHost::Tcp(name) if name.contains('@'))) {
+        // What stands before it is a user and perhaps the head of a password: not to be repeated.
+        return Err("has an @ in its host: write %40 in a user or password".into());
+    }
     let port = |index: usize| ports.get(index).or(ports.first()).copied().unwrap_or(DEFAULT_PORT);
     Ok(hosts
         .iter()
@@ -219,6 +235,9 @@ mod tests {
             ("postgresql://u:hush@/db", "host"),
             ("postgresql://u:hush@localhost:x/db", "port"),
             ("postgresql://u:hush@localhost/db?connect_timeout=soon", "connect_timeout"),
+            ("postgresql://u:hush@localhost/db?connect_timeout=0", "connect_timeout"),
+            ("postgresql://u:se?hush@localhost/db", "%3F"),
+            ("postgresql://u:se@hush@localhost/db", "%40"),
         ] {
             let problem = ConnectOptions::from_url(url).unwrap_err();
             assert!(problem.contains(named), "{url}: {problem}");

@@ -173,51 +173,78 @@ pub(super) fn can_return(type_: &Type) -> bool {
     }
 }
 
-/// Reads a result's value from PostgreSQL's binary form.
-///
-/// # Errors
-/// What is wrong with it; never the value.
-pub(super) fn decode(type_: &Type, bytes: Option<&[u8]>) -> Result<Value, String> {
-    let Some(bytes) = bytes else { return Ok(Value::Null) };
-    let read = match type_.kind() {
-        Kind::Array(element) => decode_array(element, bytes)?,
-        _ => Carried::of(type_).ok_or(Malformed).and_then(|carried| carried.decode(bytes)),
-    };
-    read.map_err(|Malformed| format!("a value of type {} is not in its binary form, or not UTF-8", type_.name()))
+/// Why a result's value is not returned.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It takes more bytes than are left.
+    TooLarge,
+    /// What is wrong with it; never the value.
+    Unreadable(String),
 }
 
-fn decode_array(element: &Type, bytes: &[u8]) -> Result<Result<Value, Malformed>, String> {
-    let mut rest = bytes;
-    let header = (take::<4>(&mut rest), take::<4>(&mut rest), take::<4>(&mut rest));
-    let (Ok(dimensions), Ok(_has_nulls), Ok(_element_oid)) = header else { return Ok(Err(Malformed)) };
-    match i32::from_be_bytes(dimensions) {
-        0 => Ok(Ok(Value::List(List { values: Vec::new(), lower_bound: 1 }))),
-        1 => Ok(decode_elements(element, rest)),
-        dimensions => Err(format!(
-            "an array has {dimensions} dimensions, this broker returns those of one: cast it to text in the statement"
-        )),
+/// Reads a result's value from PostgreSQL's binary form, and takes its size in the answer off `bytes_left`. Text can be
+/// thousands of times longer than its binary form, so the size is looked at element by element.
+///
+/// # Errors
+/// [`Refusal`].
+pub(super) fn decode(type_: &Type, bytes: Option<&[u8]>, bytes_left: &mut usize) -> Result<Value, Refusal> {
+    let Some(bytes) = bytes else { return spend(Value::Null, bytes_left) };
+    // No type's text is shorter than half of its binary form.
+    if bytes.len() / 2 > *bytes_left {
+        return Err(Refusal::TooLarge);
+    }
+    match type_.kind() {
+        Kind::Array(element) => decode_array(element, bytes, bytes_left),
+        _ => decode_scalar(type_, bytes, bytes_left),
     }
 }
 
-fn decode_elements(element: &Type, mut rest: &[u8]) -> Result<Value, Malformed> {
-    let carried = Carried::of(element).ok_or(Malformed)?;
-    let count = i32::from_be_bytes(take(&mut rest)?);
-    let lower_bound = i32::from_be_bytes(take(&mut rest)?);
+fn spend(value: Value, bytes_left: &mut usize) -> Result<Value, Refusal> {
+    *bytes_left = bytes_left.checked_sub(value.encoded_len()).ok_or(Refusal::TooLarge)?;
+    Ok(value)
+}
+
+fn decode_scalar(type_: &Type, bytes: &[u8], bytes_left: &mut usize) -> Result<Value, Refusal> {
+    let value = Carried::of(type_).ok_or(Malformed).and_then(|carried| carried.decode(bytes));
+    spend(value.map_err(|malformed| unreadable(type_, malformed))?, bytes_left)
+}
+
+fn unreadable(type_: &Type, Malformed: Malformed) -> Refusal {
+    Refusal::Unreadable(format!("a value of type {} is not in its binary form, or not UTF-8", type_.name()))
+}
+
+fn decode_array(element: &Type, mut rest: &[u8], bytes_left: &mut usize) -> Result<Value, Refusal> {
+    let malformed = |malformed| unreadable(element, malformed);
+    let dimensions = i32::from_be_bytes(take(&mut rest).map_err(malformed)?);
+    let _has_nulls: [u8; 4] = take(&mut rest).map_err(malformed)?;
+    let _element_oid: [u8; 4] = take(&mut rest).map_err(malformed)?;
+    let (count, lower_bound) = match dimensions {
+        0 => (0, 1),
+        1 => {
+            let count = i32::from_be_bytes(take(&mut rest).map_err(malformed)?);
+            (count, i32::from_be_bytes(take(&mut rest).map_err(malformed)?))
+        }
+        _ => {
+            let problem = format!("an array has {dimensions} dimensions, not one: cast it to text in the statement");
+            return Err(Refusal::Unreadable(problem));
+        }
+    };
     // Each element has a length of four bytes, so a hostile count allocates no more than was sent.
-    let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / 4).ok_or(Malformed)?;
+    let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / 4).ok_or(Malformed);
+    let count = count.map_err(malformed)?;
     let mut values = Vec::with_capacity(count);
     for _ in 0..count {
-        values.push(match i32::from_be_bytes(take(&mut rest)?) {
-            -1 => Value::Null,
+        values.push(match i32::from_be_bytes(take(&mut rest).map_err(malformed)?) {
+            -1 => spend(Value::Null, bytes_left)?,
             length => {
-                let length = usize::try_from(length).map_err(|_| Malformed)?;
-                let (bytes, after) = rest.split_at_checked(length).ok_or(Malformed)?;
+                let length = usize::try_from(length).unwrap_or(usize::MAX);
+                let (bytes, after) = rest.split_at_checked(length).ok_or(Malformed).map_err(malformed)?;
                 rest = after;
-                carried.decode(bytes)?
+                decode_scalar(element, bytes, bytes_left)?
             }
         });
     }
-    if rest.is_empty() { Ok(Value::List(List { values, lower_bound })) } else { Err(Malformed) }
+    if rest.is_empty() { Ok(Value::List(List { values, lower_bound })) } else { Err(malformed(Malformed)) }
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
@@ -469,6 +496,18 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_value_larger_than_what_is_left_is_not_built() {
+        // 10^131071 in ten bytes, a thousand times.
+        let numeric = [0, 1, 0x7f, 0xff, 0, 0, 0, 0, 0, 10_u8];
+        let element = [&10_i32.to_be_bytes()[..], &numeric].concat();
+        let header = [1_i32, 0, 1700, 1000, 1].map(i32::to_be_bytes).concat();
+        let array = [header, element.repeat(1000)].concat();
+        let mut left = 300_000;
+        assert!(matches!(decode(&Type::NUMERIC_ARRAY, Some(&array), &mut left), Err(Refusal::TooLarge)));
+        assert!(left < 100_000, "what was built before the third is accounted for");
+    }
+
     proptest! {
         #[test]
         fn hostile_bytes_are_decoded_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
@@ -476,7 +515,7 @@ mod tests {
                 Type::BOOL, Type::INT2, Type::INT8, Type::FLOAT4, Type::NUMERIC, Type::BYTEA, Type::TEXT, Type::JSONB,
                 Type::UUID, Type::INTERVAL, Type::INT4_ARRAY, Type::TEXT_ARRAY, Type::NUMERIC_ARRAY, Type::INET,
             ] {
-                let _ = decode(&type_, Some(&bytes));
+                let _ = decode(&type_, Some(&bytes), &mut 1000);
             }
         }
     }

@@ -35,6 +35,8 @@ struct Seen {
     tags: Vec<String>,
     notices: Vec<PgError>,
     backend_pid: Option<i32>,
+    /// Prepared statements the server has confirmed, less those it has closed.
+    prepared: i64,
     lost: Option<Lost>,
 }
 
@@ -47,26 +49,35 @@ impl Wire {
             tags: Vec::new(),
             notices: Vec::new(),
             backend_pid: None,
+            prepared: 0,
             lost: None,
         };
         Arc::new(Self { seen: Mutex::new(seen), changed: Notify::new() })
     }
 
-    /// Forgets tags and notices, so that the next ones are the next request's.
-    pub(super) fn forget(&self) {
-        let mut seen = self.lock();
-        seen.tags.clear();
-        seen.notices.clear();
+    /// Forgets the notices, so that the next ones are the next request's.
+    pub(super) fn forget_notices(&self) {
+        self.lock().notices.clear();
     }
 
-    /// The last command tag since [`Self::forget`].
+    /// Forgets the tags, so that the next ones are the next request's.
+    pub(super) fn forget_tags(&self) {
+        self.lock().tags.clear();
+    }
+
+    /// The last command tag since [`Self::forget_tags`].
     pub(super) fn last_tag(&self) -> Option<String> {
         self.lock().tags.last().cloned()
     }
 
-    /// The notices since [`Self::forget`].
+    /// The notices since [`Self::forget_notices`].
     pub(super) fn take_notices(&self) -> Vec<PgError> {
         std::mem::take(&mut self.lock().notices)
+    }
+
+    /// How many prepared statements the driver has on the server.
+    pub(super) fn prepared(&self) -> i64 {
+        self.lock().prepared
     }
 
     /// The transaction status PostgreSQL last reported.
@@ -130,6 +141,8 @@ impl Wire {
     fn received(&self, tag: u8, body: &[u8]) {
         match (tag, body) {
             (b'K', [a, b, c, d, ..]) => self.lock().backend_pid = Some(i32::from_be_bytes([*a, *b, *c, *d])),
+            (b'1', _) => self.lock().prepared += 1,
+            (b'3', _) => self.lock().prepared -= 1,
             (b'C', body) => {
                 let mut seen = self.lock();
                 if seen.tags.len() < TAGS_MAX {

@@ -1,0 +1,98 @@
+//! The listener's other side: HTTP/2 with all its limits set, the services, health and reflection.
+//!
+//! Invariant: liveness (health service "") never depends on PostgreSQL; readiness is told by [`Readiness`] alone.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic_health::ServingStatus;
+use tonic_health::server::{HealthReporter, health_reporter};
+
+use super::DESCRIPTORS;
+use super::pb::session_service_server::{SERVICE_NAME, SessionServiceServer};
+use super::service::Sessions;
+use crate::broker::Broker;
+
+/// The largest request: room for the longest SQL and parameters of a few mebibytes.
+const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// What the transport failed with.
+pub use tonic::transport::Error;
+
+/// Tells callers' probes whether to send sessions here.
+pub struct Readiness {
+    reporter: HealthReporter,
+    said: Option<bool>,
+}
+
+impl Readiness {
+    /// Says whether the broker is ready. Said only when it changes: whoever watches hears every word.
+    pub async fn set(&mut self, ready: bool) {
+        if self.said.replace(ready) != Some(ready) {
+            let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
+            self.reporter.set_service_status(SERVICE_NAME, status).await;
+        }
+    }
+}
+
+impl fmt::Debug for Readiness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Readiness").field("said", &self.said).finish_non_exhaustive()
+    }
+}
+
+/// Serves `broker` on `listener`, until `stop` and then as long as calls are open. Not ready until told so.
+pub async fn serve(
+    broker: Arc<Broker>,
+    endpoint: String,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> (Readiness, impl Future<Output = Result<(), Error>>) {
+    let (reporter, health) = health_reporter();
+    let mut readiness = Readiness { reporter, said: None };
+    readiness.set(false).await;
+    let sessions = SessionServiceServer::new(Sessions::new(broker, endpoint))
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        // What may be answered is the profile's to bound.
+        .max_encoding_message_size(usize::MAX);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let serving = limited()
+        .add_service(health)
+        .add_service(reflection().build_v1().expect("the descriptors are our own"))
+        .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))
+        .add_service(sessions)
+        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+    (readiness, serving)
+}
+
+/// A server with all its limits set.
+fn limited() -> Server {
+    /// One caller's calls in flight on one connection; a call beyond waits.
+    const STREAMS_MAX: u32 = 256;
+    /// Streams a client may open and reset, or make us reset, before its connection is closed: rapid-reset floods.
+    const RESETS_MAX: usize = 1024;
+    /// Requests have few and short headers.
+    const HEADER_BYTES_MAX: u32 = 16 * 1024;
+    /// A caller whose machine vanished is noticed within both.
+    const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
+    const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+    Server::builder()
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .http2_max_local_error_reset_streams(Some(RESETS_MAX))
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+}
