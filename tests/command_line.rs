@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::support::{Database, Session, first_row, text};
+use crate::support::{Database, Session, first_row, text, wait_until};
 
 const SESSION_SERVICE: &str = "sessionbroker.v1.SessionService";
 
@@ -126,13 +126,7 @@ async fn dev_leaves_nothing_behind_even_when_it_is_killed() {
     dev.signal("KILL");
     dev.wait();
     // The script that stops the server is another process; its last act is to remove the directory.
-    for _ in 0..2_000 {
-        if !directory.exists() {
-            break;
-        }
-        let _ = Command::new("sleep").arg("0.01").status();
-    }
-    assert!(!directory.exists(), "{} is still there", directory.display());
+    wait_until(|| !directory.exists());
     let refused = Command::new("psql").args(["-c", "SELECT 1", &url]).output().unwrap();
     assert!(!refused.status.success());
 }

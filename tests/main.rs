@@ -19,6 +19,8 @@ mod values;
 mod dropped_calls;
 mod leases;
 
+mod connect_options;
+
 mod backends;
 mod lost_answers;
 

@@ -1,6 +1,7 @@
 //! What the tests stand on: one PostgreSQL for the run, a database and a broker for each test, a client.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -10,7 +11,7 @@ use session_broker::config::Config;
 use session_broker::dev::ThrowAwayPostgres;
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
-use session_broker::server::Server;
+use session_broker::server;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
@@ -135,14 +136,17 @@ impl Broker {
 
     /// For the database at `url`.
     pub(crate) async fn start_at(url: &str, engine: &str, sections: &str) -> Self {
-        let toml = format!(
-            "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\n[engines.main]\nurl = {url:?}\n{engine}\n{sections}\n"
-        );
+        Self::start_engine(&format!("url = {url:?}\n{engine}\n{sections}")).await
+    }
+
+    /// For an engine of these keys.
+    pub(crate) async fn start_engine(engine: &str) -> Self {
+        let toml = format!("listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\n[engines.main]\n{engine}\n");
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
         std::fs::write(&file, toml).unwrap();
         let config = Config::load(Some(&file), []).unwrap_or_else(|error| panic!("{error}"));
-        let server = Server::bind(config).await.unwrap();
+        let server = server::Server::bind(config).await.unwrap();
         let address = server.local_addr().unwrap().to_string();
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
@@ -175,6 +179,61 @@ impl Broker {
     pub(crate) async fn session_with(&self, request: pb::BeginSessionRequest) -> Session {
         Session::begin(self.client(), request).await.unwrap()
     }
+}
+
+/// A PostgreSQL of a test's own, with TLS by certificates made for it.
+pub(crate) struct Server {
+    pub(crate) postgres: ThrowAwayPostgres,
+    pub(crate) port: String,
+    pub(crate) password: String,
+}
+
+impl Server {
+    pub(crate) fn start() -> Self {
+        let postgres = ThrowAwayPostgres::start().unwrap_or_else(|error| panic!("{error}"));
+        let url = postgres.url("sample");
+        let (login, rest) = url.trim_start_matches("postgresql://broker:").split_once('@').unwrap();
+        let port = rest.trim_start_matches("127.0.0.1:").split('/').next().unwrap().to_owned();
+        Self { port, password: login.to_owned(), postgres }
+    }
+
+    pub(crate) fn psql(&self, sql: &str) -> String {
+        psql(&self.postgres.admin_url("sample"), sql)
+    }
+
+    /// Turns TLS on with this certificate and key, asking callers for one by this authority.
+    pub(crate) fn encrypt(&self, certificate: &str, key: &str, authority: &str) {
+        let data = self.postgres.directory().join("data");
+        let owner = std::fs::metadata(&data).unwrap();
+        for (name, text) in [("server.crt", certificate), ("server.key", key), ("root.crt", authority)] {
+            let file = data.join(name);
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o600)).unwrap();
+            std::os::unix::fs::chown(&file, Some(owner.uid()), Some(owner.gid())).unwrap();
+        }
+        for setting in ["ssl = on", "ssl_ca_file = 'root.crt'"] {
+            self.psql(&format!("ALTER SYSTEM SET {setting}"));
+        }
+        self.psql("SELECT pg_reload_conf()");
+        wait_until(|| self.psql("SHOW ssl") == "on");
+    }
+
+    /// An engine's keys for the sample database, without its host.
+    pub(crate) fn login(&self) -> String {
+        let Self { port, password, .. } = self;
+        format!("port = {port}\nuser = \"broker\"\npassword = {password:?}\ndatabase = \"sample\"\n")
+    }
+}
+
+/// Looks until it is so; fails when it is not after ten seconds of looking.
+pub(crate) fn wait_until(mut so: impl FnMut() -> bool) {
+    for _ in 0..1000 {
+        if so() {
+            return;
+        }
+        let _ = Command::new("sleep").arg("0.01").status();
+    }
+    panic!("it did not happen");
 }
 
 impl Drop for Broker {

@@ -3,7 +3,11 @@
 //! Every problem is found before any is reported. Invariants: an unknown key is a problem, never ignored; a password
 //! is shown by nothing here.
 
+mod engine;
 mod section;
+mod url;
+
+pub use engine::EngineConfig;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,9 +17,6 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use crate::broker::profile::{Limits, Profile};
-use crate::postgres::engine::PoolOptions;
-use crate::postgres::options::ConnectOptions;
-use crate::secret::Secret;
 use section::{Problems, Section};
 
 /// What environment variables start with: `SESSION_BROKER__ENGINES__MAIN__URL` is `engines.main.url`.
@@ -40,15 +41,6 @@ pub struct Config {
     pub limits: Limits,
     /// The PostgreSQL targets, by name; at least one.
     pub engines: BTreeMap<String, EngineConfig>,
-}
-
-/// One PostgreSQL target.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineConfig {
-    /// How to connect.
-    pub connect: ConnectOptions,
-    /// How many connections.
-    pub pool: PoolOptions,
 }
 
 /// Why there is no configuration.
@@ -178,36 +170,12 @@ fn engines(mut section: Section<'_>) -> (usize, BTreeMap<String, EngineConfig>) 
     let names = section.keys();
     let named = names.len();
     for name in names {
-        if let Some(engine) = engine(section.section(&name)) {
+        if let Some(engine) = EngineConfig::read(section.section(&name)) {
             engines.insert(name, engine);
         }
     }
     section.finish();
     (named, engines)
-}
-
-fn engine(mut section: Section<'_>) -> Option<EngineConfig> {
-    let default = PoolOptions::default();
-    let pool = PoolOptions {
-        size: section.number("pool_size", default.size, 1..=10_000),
-        timeout: section.duration("pool_timeout", default.timeout, Duration::from_millis(1)..=Duration::from_mins(10)),
-    };
-    let password = section.text("password").map(Secret::new);
-    let connect = match section.text("url") {
-        None => {
-            section.problem("url", "is missing: postgresql://USER@HOST/DATABASE");
-            None
-        }
-        Some(url) => match ConnectOptions::from_url(&url) {
-            Ok(connect) => Some(ConnectOptions { password: password.or(connect.password), ..connect }),
-            Err(problem) => {
-                section.problem("url", &problem);
-                None
-            }
-        },
-    };
-    section.finish();
-    connect.map(|connect| EngineConfig { connect, pool })
 }
 
 fn read(path: &Path) -> Result<toml::Table, ConfigError> {
@@ -288,12 +256,8 @@ impl fmt::Display for Config {
         let Limits { sessions_max, tombstones_max, tombstone_ttl } = limits;
         writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ntombstones_max = {tombstones_max}")?;
         writeln!(f, "tombstone_ttl = \"{}\"", format_duration(*tombstone_ttl))?;
-        for (name, EngineConfig { connect, pool }) in engines {
-            writeln!(f, "\n[engines.{name}]\nurl = {:?}", connect.redacted_url())?;
-            if connect.password.is_some() {
-                writeln!(f, "password = \"<redacted>\"")?;
-            }
-            writeln!(f, "pool_size = {}\npool_timeout = \"{}\"", pool.size, format_duration(pool.timeout))?;
+        for (name, engine) in engines {
+            writeln!(f, "\n[engines.{name:?}]\n{engine}")?;
         }
         Ok(())
     }
@@ -302,6 +266,9 @@ impl fmt::Display for Config {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::engine::PoolOptions;
+    use crate::postgres::options::{Password, SslMode};
+    use crate::secret::Secret;
 
     fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let directory = tempfile::tempdir().unwrap();
@@ -336,7 +303,7 @@ mod tests {
         ];
         let config = load(text, &environment).unwrap();
         assert_eq!(config.engines["main"].pool.size, 7);
-        assert_eq!(config.engines["main"].connect.password, Some(Secret::new("hush".into())));
+        assert_eq!(config.engines["main"].connect.password, Some(Password::Given(Secret::new("hush".into()))));
         assert_eq!(config.profile.lease_ttl, Duration::from_secs(45));
     }
 
@@ -352,9 +319,13 @@ mod tests {
             [limits]
             sessions_max = "many"
             [engines.main]
-            url = "postgresql://u:hush@db.example/db"
+            url = "postgresql://u:hush@db.example/db?sslmode=prefer"
             pool_sise = 3
+            ssl_cert = "cert.pem"
+            server_settings = { search_path = "x", "no name" = "y", client_encoding = "z" }
+            search_path = ["a"]
             [engines.second]
+            user = "u"
         "#;
         let problems = problems(text, &[("SESSION_BROKER__ENGINES__MAIN__POOL_TIMEOUT", "soon")]).join("\n");
         for expected in [
@@ -364,10 +335,14 @@ mod tests {
             "profile.lease_ttl: ",
             "profile.result_rows_max: ",
             "limits.sessions_max: ",
-            "engines.main.url: ",
+            "engines.main.ssl_mode: must be one of disable, require, verify-ca, verify-full",
+            "engines.main.ssl_key: ",
+            "engines.main.server_settings.search_path: ",
+            "engines.main.server_settings.no name: ",
+            "engines.main.server_settings.client_encoding: ",
             "engines.main.pool_sise: unknown key: did you mean pool_size?",
             "engines.main.pool_timeout: ",
-            "engines.second.url: is missing",
+            "engines.second.host: is missing",
         ] {
             assert!(problems.contains(expected), "{expected:?} is not among\n{problems}");
         }
@@ -383,14 +358,87 @@ mod tests {
 
     #[test]
     fn what_check_prints_is_the_configuration_without_the_passwords() {
-        let text = "[engines.main]\nurl = \"postgresql://u:hush@127.0.0.1:1/db?options=-c%20a.b%3Dc%20d\"";
-        let config = load(text, &[]).unwrap();
+        let text = r#"
+            [engines.main]
+            url = "postgresql://u:hush@127.0.0.1:1,%2Frun%2Fpg:2/db?options=-c%20a.b%3Dc%5C%20d&connect_timeout=7"
+            search_path = ["a b", 'c"d']
+            lock_timeout = "3s"
+            keepalives = false
+            ssl_mode = "verify-ca"
+            ssl_root_cert = "ca.pem"
+            [engines."odd name"]
+            host = "db.example"
+            hostaddr = "::1"
+            user = "u"
+            password_file = "secret"
+            time_zone = "UTC"
+        "#;
+        let config = load(&format!("default_engine = \"main\"\n{text}"), &[]).unwrap();
         let printed = config.to_string();
         assert!(!printed.contains("hush"), "{printed}");
         let mut read = load(&printed, &[]).unwrap();
         let engine = read.engines.get_mut("main").unwrap();
-        assert_eq!(engine.connect.password.take(), Some(Secret::new("<redacted>".into())));
-        engine.connect.password = Some(Secret::new("hush".into()));
+        let password = |text: &str| Some(Password::Given(Secret::new(text.into())));
+        assert_eq!(engine.connect.password, password("<redacted>"));
+        engine.connect.password = password("hush");
         assert_eq!(read, config);
+    }
+
+    #[test]
+    fn a_url_says_what_its_parts_would() {
+        let url = "url = \"postgresql://u%40x:p%3Ass@[::1]:1,db.example:2/d%2Fb?application_name=billing&sslmode=require\
+                   &connect_timeout=7&tcp_user_timeout=1500&keepalives_count=4&options=--work_mem%3D1MB%20-c%20a.b%3Dc\"";
+        let parts = r#"
+            host = ["::1", "db.example"]
+            port = [1, 2]
+            user = "u@x"
+            password = "p:ss"
+            database = "d/b"
+            application_name = "billing"
+            ssl_mode = "require"
+            connect_timeout = "7s"
+            tcp_user_timeout = "1500ms"
+            keepalives_retries = 4
+            server_settings = { work_mem = "1MB", "a.b" = "c" }
+        "#;
+        let read = |engine: &str| load(&format!("[engines.main]\n{engine}"), &[]).unwrap();
+        assert_eq!(read(url), read(parts));
+    }
+
+    #[test]
+    fn a_url_that_is_wrong_is_refused_by_name_and_without_the_password() {
+        for (url, named) in [
+            ("host=localhost user=u", "postgresql://"),
+            ("postgresql://u:hush@localhost/db?no_such=1", "no_such"),
+            ("postgresql://u:hush@localhost/db?sslmode=prefer", "ssl_mode"),
+            ("postgresql://localhost/db", "user"),
+            ("postgresql://u:hush@/db", "host"),
+            ("postgresql://u:hush@localhost:x/db", "port"),
+            ("postgresql://u:hush@localhost:0/db", "port"),
+            ("postgresql://u:hush@localhost/db?connect_timeout=soon", "connect_timeout"),
+            ("postgresql://u:hush@localhost/db?connect_timeout=0", "connect_timeout"),
+            ("postgresql://u:se?hush@localhost/db", "%3F"),
+            ("postgresql://u:se@hush@localhost/db", "%40"),
+            ("postgresql://u:%zzhush@localhost/db", "%25"),
+            ("postgresql://u:hush@localhost/db?options=-h%20x", "options"),
+            ("postgresql://u:hush@localhost/db?options=-c%20a%3D1%20-c%20a%3D2", "twice"),
+            ("postgresql://u:hush@localhost/db?user=v", "twice"),
+            ("postgresql://u:hush@localhost/db?sslnegotiation=direct", "ssl_negotiation"),
+        ] {
+            let problems = problems(&format!("[engines.main]\nurl = {url:?}"), &[]).join("\n");
+            assert!(problems.contains(named), "{url}: {problems}");
+            assert!(!problems.contains("hush"), "{url}: {problems}");
+        }
+    }
+
+    #[test]
+    fn what_leaves_this_machine_is_encrypted_and_verified_unless_said_otherwise() {
+        let mode = |host: &str| {
+            let config = load(&format!("[engines.main]\nurl = \"postgresql://u@{host}/db\""), &[]).unwrap();
+            config.engines["main"].connect.tls.mode
+        };
+        assert_eq!(mode("localhost"), SslMode::Disable);
+        assert_eq!(mode("%2Frun"), SslMode::Disable);
+        assert_eq!(mode("localhost,db.example"), SslMode::VerifyFull);
     }
 }

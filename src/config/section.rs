@@ -10,6 +10,14 @@ use std::time::Duration;
 use humantime::{format_duration, parse_duration};
 use toml::{Table, Value};
 
+/// Whether `name` can be a run-time parameter's: words of letters, digits and underscores, joined by dots.
+pub(super) fn is_setting_name(name: &str) -> bool {
+    name.split('.').all(|word| {
+        word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
+    })
+}
+
 /// The problems found so far.
 #[derive(Debug, Default)]
 pub(super) struct Problems(Vec<String>);
@@ -73,6 +81,68 @@ impl<'a> Section<'a> {
                 None
             }
         }
+    }
+
+    /// Sets a key, as if it had stood here. A key that does already is a problem.
+    pub(super) fn add(&mut self, key: String, value: Value) {
+        if self.table.contains_key(&key) {
+            self.problem(&key, "is given twice, here and in the url");
+        } else {
+            self.table.insert(key, value);
+        }
+    }
+
+    /// A list of texts; one text is a list too, split at its commas, as libpq and the environment write lists.
+    pub(super) fn list(&mut self, key: &str) -> Vec<String> {
+        let text = |value: &Value| match value {
+            Value::String(text) => Some(text.clone()),
+            Value::Integer(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let list = match self.take(key) {
+            None => return Vec::new(),
+            Some(Value::Array(values)) => values.iter().map(text).collect(),
+            Some(Value::String(list)) => Some(list.split(',').map(|entry| entry.trim().to_owned()).collect()),
+            Some(value) => text(&value).map(|entry| vec![entry]),
+        };
+        list.unwrap_or_else(|| {
+            self.problem(key, "must be a list of texts");
+            Vec::new()
+        })
+    }
+
+    pub(super) fn flag(&mut self, key: &str, default: bool) -> bool {
+        match self.take(key) {
+            None => default,
+            Some(Value::Boolean(flag)) => flag,
+            Some(Value::String(text)) if text == "true" || text == "1" => true,
+            Some(Value::String(text)) if text == "false" || text == "0" => false,
+            Some(_) => {
+                self.problem(key, "must be true or false");
+                default
+            }
+        }
+    }
+
+    /// One of a few words.
+    pub(super) fn word<T: Copy>(&mut self, key: &str, words: &[(&str, T)], default: T) -> T {
+        let Some(value) = self.take(key) else { return default };
+        let found = words.iter().find(|(word, _)| value.as_str() == Some(word));
+        found.map_or_else(
+            || {
+                let words: Vec<_> = words.iter().map(|(word, _)| *word).collect();
+                self.problem(key, &format!("must be one of {}", words.join(", ")));
+                default
+            },
+            |(_, value)| *value,
+        )
+    }
+
+    /// A duration that may be absent.
+    pub(super) fn optional_duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
+        let given = self.table.contains_key(key);
+        let duration = self.duration(key, Duration::ZERO, range);
+        given.then_some(duration)
     }
 
     /// A whole number within `range`, which the number's type must hold.

@@ -6,21 +6,25 @@
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, copy, sink};
 use tokio::sync::Mutex;
+use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, NoTls};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::net::Address;
+use super::net::{Address, Lent, Stream};
 use crate::broker::engine::{Canceller, Lost};
 
 /// Cancels what runs on one backend.
 pub(super) struct BackendCanceller {
     token: CancelToken,
     address: Address,
+    /// How to encrypt the request, and the server's name, when the connection is encrypted.
+    tls: Option<(MakeRustlsConnect, String)>,
     outstanding: Mutex<()>,
 }
 
 impl BackendCanceller {
-    pub(super) fn new(token: CancelToken, address: Address) -> Self {
-        Self { token, address, outstanding: Mutex::new(()) }
+    pub(super) fn new(token: CancelToken, address: Address, tls: Option<(MakeRustlsConnect, String)>) -> Self {
+        Self { token, address, tls, outstanding: Mutex::new(()) }
     }
 }
 
@@ -29,10 +33,20 @@ impl Canceller for BackendCanceller {
     async fn cancel(&self) -> Result<(), Lost> {
         let _one_at_a_time = self.outstanding.lock().await;
         let lost = |error: &dyn std::error::Error| Lost(format!("cannot send a cancel request: {error}"));
-        let mut stream = self.address.connect().await.map_err(|error| lost(&error))?;
-        self.token.cancel_query_raw(&mut stream, NoTls).await.map_err(|error| lost(&error))?;
+        let stream = self.address.connect().await.map_err(|error| lost(&error))?;
+        let (stream, returned) = Lent::new(stream);
+        let sent = match &self.tls {
+            None => self.token.cancel_query_raw(stream, NoTls).await,
+            Some((tls, name)) => {
+                let tls = MakeTlsConnect::<Lent<Stream>>::make_tls_connect(&mut tls.clone(), name);
+                self.token.cancel_query_raw(stream, tls.map_err(|error| lost(&error))?).await
+            }
+        };
+        sent.map_err(|error| lost(&error))?;
         // The server says nothing, it only hangs up. A reset is as good as a clean end.
-        let _ = copy(&mut stream.take(1024), &mut sink()).await;
+        if let Ok(stream) = returned.await {
+            let _ = copy(&mut stream.take(16 * 1024), &mut sink()).await;
+        }
         Ok(())
     }
 }

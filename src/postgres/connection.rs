@@ -50,7 +50,8 @@ pub(super) struct PooledConnection {
 
 impl PooledConnection {
     pub(super) fn new(backend: Object<Opener>) -> Self {
-        let canceller = Arc::new(BackendCanceller::new(backend.client.cancel_token(), backend.address.clone()));
+        let Backend { client, address, tls, .. } = &*backend;
+        let canceller = Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone()));
         Self { backend: Some(backend), canceller }
     }
 
@@ -64,13 +65,13 @@ impl PooledConnection {
         begin: Option<&TransactionOptions>,
         statement: &Statement,
     ) -> Result<Prepared, StatementError> {
-        let Backend { client, wire, .. } = self.backend();
+        let Backend { client, wire, nets, .. } = self.backend();
         let types = parameter_types(statement).map_err(StatementError::Refused)?;
         let prepare = client.prepare_typed(statement.sql(), &types);
         let prepared = match begin {
             None => prepare.await,
             Some(options) => {
-                let sql = begin_sql(options);
+                let sql = begin_sql(options, nets);
                 let (begun, prepared) = join!(client.batch_execute(&sql), prepare);
                 begun.and(prepared)
             }
@@ -273,7 +274,14 @@ impl Drop for PooledConnection {
     }
 }
 
-fn begin_sql(options: &TransactionOptions) -> String {
+/// The engine's own timeouts, which a transaction's may tighten but not loosen.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Nets {
+    pub(super) statement: Option<Duration>,
+    pub(super) idle: Option<Duration>,
+}
+
+fn begin_sql(options: &TransactionOptions, nets: &Nets) -> String {
     let TransactionOptions { isolation_level, read_only, deferrable, lock_timeout, statement_net, idle_net } = options;
     let mut sql = String::from("BEGIN");
     if let Some(level) = isolation_level {
@@ -287,12 +295,12 @@ fn begin_sql(options: &TransactionOptions) -> String {
     sql.push_str(if *read_only { " READ ONLY" } else { "" });
     sql.push_str(if *deferrable { " DEFERRABLE" } else { "" });
     let timeouts = [
-        ("statement_timeout", Some(statement_net)),
-        ("idle_in_transaction_session_timeout", Some(idle_net)),
-        ("lock_timeout", lock_timeout.as_ref()),
+        ("statement_timeout", Some(statement_net), nets.statement),
+        ("idle_in_transaction_session_timeout", Some(idle_net), nets.idle),
+        ("lock_timeout", lock_timeout.as_ref(), None),
     ];
-    for (name, value) in timeouts {
-        if let Some(value) = value {
+    for (name, value, net) in timeouts {
+        if let Some(value) = value.filter(|value| net.is_none_or(|net| **value < net)) {
             write!(sql, "; SET LOCAL {name} = {}", value.as_millis()).expect("a String takes everything");
         }
     }

@@ -16,15 +16,19 @@ use deadpool::managed::{
 use deadpool_postgres::ClientWrapper;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Instant, timeout};
-use tokio_postgres::{AsyncMessage, NoTls};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{AsyncMessage, NoTls, config as driver};
+use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connection::PooledConnection;
+use super::connection::{Nets, PooledConnection};
 use super::error::pg_error;
-use super::net::{Address, Host};
-use super::options::ConnectOptions;
-use super::wire::{Watched, Wire};
+use super::net::{Address, Host, Stream};
+use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
+use super::tls;
+use super::wire::{Watched, WatchedTls, Wire};
 use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo};
 use crate::broker::error::PgError;
+use crate::secret::Secret;
 
 /// How large a pool is and how long it makes callers wait.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,7 +81,7 @@ impl PostgresEngine {
     async fn connection(&self) -> Result<PooledConnection, CheckoutError> {
         let backend: Object<Opener> = self.pool.get().await.map_err(|error| match error {
             PoolError::Timeout(TimeoutType::Wait) => CheckoutError::Wait(self.pool_timeout),
-            PoolError::Backend(OpenError::Refused(error)) => CheckoutError::Refused(error),
+            PoolError::Backend(error) => error.into(),
             error => CheckoutError::Unreachable(error.to_string()),
         })?;
         self.server_version.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&backend.server_version);
@@ -107,8 +111,7 @@ impl Engine for PostgresEngine {
             Ok(_) => Ok(()),
             // All the server's connections are in use: it is there.
             Err(OpenError::Refused(error)) if error.sqlstate == TOO_MANY_CONNECTIONS => Ok(()),
-            Err(OpenError::Refused(error)) => Err(CheckoutError::Refused(error)),
-            Err(OpenError::Failed(cause)) => Err(CheckoutError::Unreachable(cause)),
+            Err(error) => Err(error.into()),
         }
     }
 }
@@ -130,8 +133,31 @@ pub(super) struct Backend {
     pub(super) client: ClientWrapper,
     pub(super) wire: Arc<Wire>,
     pub(super) address: Address,
+    /// How it is encrypted, and for which name.
+    pub(super) tls: Option<(MakeRustlsConnect, String)>,
     pub(super) pid: i32,
+    pub(super) nets: Nets,
     server_version: String,
+    standing: Standing,
+}
+
+/// What a server says of itself at login.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    in_recovery: bool,
+    read_only: bool,
+}
+
+impl Standing {
+    fn suits(self, attrs: TargetSessionAttrs) -> bool {
+        match attrs {
+            TargetSessionAttrs::Any => true,
+            TargetSessionAttrs::ReadWrite => !self.in_recovery && !self.read_only,
+            TargetSessionAttrs::ReadOnly => self.in_recovery || self.read_only,
+            TargetSessionAttrs::Primary => !self.in_recovery,
+            TargetSessionAttrs::Standby | TargetSessionAttrs::PreferStandby => self.in_recovery,
+        }
+    }
 }
 
 /// Why a connection was not opened.
@@ -143,12 +169,33 @@ pub(super) enum OpenError {
     Failed(String),
 }
 
+impl From<OpenError> for CheckoutError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Refused(error) => Self::Refused(error),
+            OpenError::Failed(cause) => Self::Unreachable(cause),
+        }
+    }
+}
+
 impl Manager for Opener {
     type Type = Backend;
     type Error = OpenError;
 
     async fn create(&self) -> Result<Backend, OpenError> {
-        self.open().await
+        let until = Instant::now() + self.options.connect_timeout;
+        let hosts = self.hosts();
+        match self.options.target_session_attrs {
+            // Half of the budget is for finding a standby, the other half for doing without.
+            TargetSessionAttrs::PreferStandby => {
+                let half = until - self.options.connect_timeout / 2;
+                match self.open(&hosts, TargetSessionAttrs::Standby, half).await {
+                    Ok(backend) => Ok(backend),
+                    Err(_) => self.open(&hosts, TargetSessionAttrs::Any, until).await,
+                }
+            }
+            attrs => self.open(&hosts, attrs, until).await,
+        }
     }
 
     async fn recycle(&self, backend: &mut Backend, _: &Metrics) -> RecycleResult<OpenError> {
@@ -160,16 +207,28 @@ impl Manager for Opener {
 }
 
 impl Opener {
-    /// Opens a connection to the first host that takes one. Each host gets its share of what is left of the budget, so
-    /// that a silent one leaves time for the next.
-    async fn open(&self) -> Result<Backend, OpenError> {
-        let until = Instant::now() + self.options.connect_timeout;
-        let hosts = &self.options.hosts;
+    /// The hosts in the order to try them.
+    fn hosts(&self) -> Vec<&Host> {
+        let mut hosts: Vec<_> = self.options.hosts.iter().collect();
+        if self.options.load_balance_hosts == LoadBalanceHosts::Random {
+            let mut key = [0; 8];
+            hosts.sort_by_cached_key(|_| {
+                getrandom::fill(&mut key).expect("the operating system always has random bytes once it has booted");
+                key
+            });
+        }
+        hosts
+    }
+
+    /// Opens a connection to the first host that takes one and suits. Each host gets its share of what is left of the
+    /// time, so that a silent one leaves some for the next.
+    async fn open(&self, hosts: &[&Host], attrs: TargetSessionAttrs, until: Instant) -> Result<Backend, OpenError> {
         let mut failures = Vec::new();
         for (host, hosts_left) in hosts.iter().zip((1..=u32::try_from(hosts.len()).unwrap_or(u32::MAX)).rev()) {
             let share = until.saturating_duration_since(Instant::now()) / hosts_left;
             let cause = match timeout(share, self.open_at(host)).await {
-                Ok(Ok(backend)) => return Ok(backend),
+                Ok(Ok(backend)) if backend.standing.suits(attrs) => return Ok(backend),
+                Ok(Ok(backend)) => format!("is not {}: {:?}", attrs.word(), backend.standing),
                 // The server is there and says no, for good: another host would be asked to say the same.
                 Ok(Err(OpenError::Refused(error))) if error.sqlstate != CANNOT_CONNECT_NOW => {
                     return Err(OpenError::Refused(error));
@@ -183,19 +242,61 @@ impl Opener {
     }
 
     async fn open_at(&self, host: &Host) -> Result<Backend, OpenError> {
-        let (address, stream) = host.connect().await.map_err(|error| OpenError::Failed(error.to_string()))?;
+        let options = &self.options;
+        let password = options.password.as_ref().map(Password::read).transpose().map_err(OpenError::Failed)?;
+        let mut config = options.driver_config(password.as_ref().map(Secret::expose));
+        let (address, stream) = host.connect(options).await.map_err(|error| OpenError::Failed(error.to_string()))?;
         let wire = Wire::new();
-        let stream = Watched::new(stream, wire.clone());
-        let config = self.options.driver_config();
-        let (client, connection) =
-            config.connect_raw(stream, NoTls).await.map_err(|error| match error.as_db_error() {
-                Some(refusal) => OpenError::Refused(Box::new(pg_error(refusal))),
-                None => OpenError::Failed(error.to_string()),
-            })?;
+        let nets = options.nets();
+        if options.tls.mode == SslMode::Disable || matches!(host, Host::Unix(_)) {
+            // Nobody listens in on a Unix socket; libpq does not encrypt there either.
+            config.ssl_mode(driver::SslMode::Disable);
+            let watched = Watched::new(stream, wire.clone());
+            let (client, connection) = config.connect_raw(watched, NoTls).await.map_err(|error| open_error(&error))?;
+            return Backend::start(client, connection, wire, address, None, nets);
+        }
+        let name = host.certificate_name();
+        let connector = tls::connector(&options.tls).map_err(OpenError::Failed)?;
+        let tls = MakeTlsConnect::<Stream>::make_tls_connect(&mut connector.clone(), name)
+            .map_err(|error| OpenError::Failed(error.to_string()))?;
+        let tls = WatchedTls { tls, wire: wire.clone() };
+        let (client, connection) = config.connect_raw(stream, tls).await.map_err(|error| open_error(&error))?;
+        Backend::start(client, connection, wire, address, Some((connector, name.to_owned())), nets)
+    }
+}
+
+impl Backend {
+    fn start<S, T>(
+        client: tokio_postgres::Client,
+        connection: tokio_postgres::Connection<S, T>,
+        wire: Arc<Wire>,
+        address: Address,
+        tls: Option<(MakeRustlsConnect, String)>,
+        nets: Nets,
+    ) -> Result<Self, OpenError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let is_on = |name| connection.parameter(name) == Some("on");
+        let standing =
+            Standing { in_recovery: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
         let server_version = connection.parameter("server_version").unwrap_or_default().to_owned();
         let pid = wire.backend_pid().ok_or_else(|| OpenError::Failed("the server named no process id".into()))?;
         let driver = tokio::spawn(drive(connection, wire.clone()));
-        Ok(Backend { client: ClientWrapper::new(client, driver), wire, address, pid, server_version })
+        let client = ClientWrapper::new(client, driver);
+        Ok(Self { client, wire, address, tls, pid, nets, server_version, standing })
+    }
+}
+
+fn open_error(error: &tokio_postgres::Error) -> OpenError {
+    match error.as_db_error() {
+        Some(refusal) => OpenError::Refused(Box::new(pg_error(refusal))),
+        // The driver's own text is terse, "error performing TLS handshake": the cause says which certificate.
+        None => OpenError::Failed(match std::error::Error::source(error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        }),
     }
 }
 

@@ -8,6 +8,7 @@ mod value;
 mod error;
 mod net;
 pub mod options;
+mod tls;
 mod wire;
 
 mod cancel;

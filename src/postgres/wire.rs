@@ -11,6 +11,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
+use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
 use crate::broker::engine::{Lost, TransactionStatus};
 use crate::broker::error::PgError;
@@ -211,6 +212,34 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
+impl<S: TlsStream + Unpin> TlsStream for Watched<S> {
+    fn channel_binding(&self) -> ChannelBinding {
+        self.stream.channel_binding()
+    }
+}
+
+/// Begins TLS and watches what passes inside of it.
+pub(super) struct WatchedTls<T> {
+    pub(super) tls: T,
+    pub(super) wire: Arc<Wire>,
+}
+
+impl<S, T> TlsConnect<S> for WatchedTls<T>
+where
+    T: TlsConnect<S>,
+    T::Future: Send + 'static,
+{
+    type Stream = Watched<T::Stream>;
+    type Error = T::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>> + Send>>;
+
+    fn connect(self, stream: S) -> Self::Future {
+        let Self { tls, wire } = self;
+        let connecting = tls.connect(stream);
+        Box::pin(async move { Ok(Watched::new(connecting.await?, wire)) })
     }
 }
 
