@@ -207,13 +207,13 @@ async fn a_password_file_is_read_again_for_every_connection() {
         server.port,
         file.path()
     );
-    let (_broker, session) = session(&engine).await;
+    let (broker, session) = session(&engine).await;
     session.execute("SELECT 1").await.unwrap();
     server.psql("ALTER ROLE broker PASSWORD 'rotated'");
     server.psql("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'broker'");
     session.execute("SELECT 1").await.unwrap_err();
     std::fs::write(file.path(), "rotated").unwrap();
-    _broker.session().await.execute("SELECT 1").await.unwrap();
+    broker.session().await.execute("SELECT 1").await.unwrap();
 }
 
 const ENCRYPTION: &str =

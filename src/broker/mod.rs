@@ -14,6 +14,7 @@ pub mod principal;
 pub mod profile;
 pub mod token;
 
+pub mod connect;
 pub mod engine;
 pub mod session;
 

@@ -12,6 +12,9 @@ use tokio_postgres::config as driver;
 
 use super::connection::Nets;
 pub use super::net::Host;
+pub use crate::broker::connect::{
+    ChannelBinding, Keepalives, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs,
+};
 use crate::secret::Secret;
 
 /// Where, as whom and how to connect. The names are libpq's, spelled out.
@@ -122,24 +125,6 @@ impl Password {
     }
 }
 
-/// TCP keepalive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Keepalives {
-    /// Silence before the first probe.
-    pub idle: Duration,
-    /// Time between probes.
-    pub interval: Duration,
-    /// Probes without an answer before the connection counts as gone.
-    pub retries: u32,
-}
-
-impl Default for Keepalives {
-    fn default() -> Self {
-        // A peer that has vanished is noticed after 25 seconds.
-        Self { idle: Duration::from_secs(10), interval: Duration::from_secs(5), retries: 3 }
-    }
-}
-
 /// Encryption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tls {
@@ -151,87 +136,4 @@ pub struct Tls {
     pub identity: Option<(PathBuf, PathBuf)>,
     /// How TLS begins.
     pub negotiation: SslNegotiation,
-}
-
-/// An option that is one of a few words.
-macro_rules! words {
-    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
-        $(#[$doc])*
-        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-        pub enum $name { $($(#[$variant_doc])* $variant,)* }
-
-        impl $name {
-            /// Every value with its word.
-            pub const WORDS: &[(&str, Self)] = &[$(($word, Self::$variant),)*];
-
-            /// The value's word, as libpq spells it.
-            pub fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)* }
-            }
-        }
-    };
-}
-
-words! {
-    /// `sslmode`, without libpq's modes that fall back to plain text.
-    SslMode {
-        /// Plain text.
-        Disable = "disable",
-        /// Encrypt, for whoever is at the other end.
-        Require = "require",
-        /// Encrypt for a server whose certificate an authority vouches for.
-        VerifyCa = "verify-ca",
-        /// Encrypt for a server whose certificate an authority vouches for and names the host.
-        VerifyFull = "verify-full",
-    }
-}
-
-words! {
-    /// `sslnegotiation`.
-    SslNegotiation {
-        /// Ask the server first.
-        Postgres = "postgres",
-        /// Begin TLS at once; PostgreSQL 17 and later.
-        Direct = "direct",
-    }
-}
-
-words! {
-    /// `target_session_attrs`.
-    TargetSessionAttrs {
-        /// Any server.
-        Any = "any",
-        /// One that takes writes.
-        ReadWrite = "read-write",
-        /// One that does not.
-        ReadOnly = "read-only",
-        /// One that is not in recovery.
-        Primary = "primary",
-        /// One that is in recovery.
-        Standby = "standby",
-        /// One that is in recovery if there is one, else any.
-        PreferStandby = "prefer-standby",
-    }
-}
-
-words! {
-    /// `load_balance_hosts`.
-    LoadBalanceHosts {
-        /// In the order given.
-        Disable = "disable",
-        /// In a random order, anew for each connection.
-        Random = "random",
-    }
-}
-
-words! {
-    /// `channel_binding`.
-    ChannelBinding {
-        /// Never.
-        Disable = "disable",
-        /// Where the server offers it.
-        Prefer = "prefer",
-        /// Or do not log in.
-        Require = "require",
-    }
 }

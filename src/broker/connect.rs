@@ -1,0 +1,138 @@
+//! Connection options that callers may ask for, each with its own type: what libpq and SQLAlchemy call `connect_args`.
+//!
+//! Names libpq's words, no driver's. Invariant: hosts, passwords and files are not among them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What a session asks its connections to be, over its engine's own options. Absent: the engine's.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are libpq's and PostgreSQL's")]
+pub struct ConnectOverrides {
+    pub database: Option<String>,
+    pub user: Option<String>,
+    pub application_name: Option<String>,
+    pub connect_timeout: Option<Duration>,
+    pub ssl_mode: Option<SslMode>,
+    pub target_session_attrs: Option<TargetSessionAttrs>,
+    pub load_balance_hosts: Option<LoadBalanceHosts>,
+    pub channel_binding: Option<ChannelBinding>,
+    /// `Some(None)` turns them off.
+    pub keepalives: Option<Option<Keepalives>>,
+    pub tcp_user_timeout: Option<Duration>,
+    pub client_connection_check_interval: Option<Duration>,
+    pub idle_in_transaction_session_timeout: Option<Duration>,
+    /// Empty: the engine's.
+    pub search_path: Vec<String>,
+    pub time_zone: Option<String>,
+    /// Further run-time parameters, each overridable under its own name.
+    pub server_settings: BTreeMap<String, String>,
+}
+
+impl ConnectOverrides {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// TCP keepalive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Keepalives {
+    /// Silence before the first probe.
+    pub idle: Duration,
+    /// Time between probes.
+    pub interval: Duration,
+    /// Probes without an answer before the connection counts as gone.
+    pub retries: u32,
+}
+
+impl Default for Keepalives {
+    fn default() -> Self {
+        // A peer that has vanished is noticed after 25 seconds.
+        Self { idle: Duration::from_secs(10), interval: Duration::from_secs(5), retries: 3 }
+    }
+}
+
+/// An option that is one of a few words.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name { $($(#[$variant_doc])* $variant,)* }
+
+        impl $name {
+            /// Every value with its word.
+            pub const WORDS: &[(&str, Self)] = &[$(($word, Self::$variant),)*];
+
+            /// The value's word, as libpq spells it.
+            pub fn word(self) -> &'static str {
+                match self { $(Self::$variant => $word,)* }
+            }
+        }
+    };
+}
+
+words! {
+    /// `sslmode`, without libpq's modes that fall back to plain text.
+    SslMode {
+        /// Plain text.
+        Disable = "disable",
+        /// Encrypt, for whoever is at the other end.
+        Require = "require",
+        /// Encrypt for a server whose certificate an authority vouches for.
+        VerifyCa = "verify-ca",
+        /// Encrypt for a server whose certificate an authority vouches for and names the host.
+        VerifyFull = "verify-full",
+    }
+}
+
+words! {
+    /// `sslnegotiation`.
+    SslNegotiation {
+        /// Ask the server first.
+        Postgres = "postgres",
+        /// Begin TLS at once; PostgreSQL 17 and later.
+        Direct = "direct",
+    }
+}
+
+words! {
+    /// `target_session_attrs`.
+    TargetSessionAttrs {
+        /// Any server.
+        Any = "any",
+        /// One that takes writes.
+        ReadWrite = "read-write",
+        /// One that does not.
+        ReadOnly = "read-only",
+        /// One that is not in recovery.
+        Primary = "primary",
+        /// One that is in recovery.
+        Standby = "standby",
+        /// One that is in recovery if there is one, else any.
+        PreferStandby = "prefer-standby",
+    }
+}
+
+words! {
+    /// `load_balance_hosts`.
+    LoadBalanceHosts {
+        /// In the order given.
+        Disable = "disable",
+        /// In a random order, anew for each connection.
+        Random = "random",
+    }
+}
+
+words! {
+    /// `channel_binding`.
+    ChannelBinding {
+        /// Never.
+        Disable = "disable",
+        /// Where the server offers it.
+        Prefer = "prefer",
+        /// Or do not log in.
+        Require = "require",
+    }
+}
