@@ -8,6 +8,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = [
+        "sessionbroker/v1/connect.proto",
         "sessionbroker/v1/error.proto",
         "sessionbroker/v1/session.proto",
         "sessionbroker/v1/transaction.proto",

@@ -50,7 +50,7 @@ impl Server {
         let engines: BTreeMap<String, Arc<dyn Engine>> = engines
             .into_iter()
             .map(|(name, engine)| {
-                let made = PostgresEngine::new(name.clone(), engine.connect, &engine.pool);
+                let made = PostgresEngine::new(name.clone(), engine.connect, engine.pool, engine.overridable);
                 (name, Arc::new(made) as Arc<dyn Engine>)
             })
             .collect();

@@ -32,7 +32,7 @@ async fn no_state_crosses_sessions() {
         "DO $$ BEGIN CREATE ROLE leaver; EXCEPTION WHEN duplicate_object THEN END $$; GRANT leaver TO broker; \
          CREATE SEQUENCE trace_seq; ALTER SEQUENCE trace_seq OWNER TO broker",
     );
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     for (leave, look, clean) in TRACES {
         let leaver = broker.session().await;
         leaver.execute_and_commit(leave).await.unwrap();
@@ -50,7 +50,7 @@ async fn no_state_crosses_sessions() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clean_connection_is_used_again_and_an_unclean_one_is_not() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let session = broker.session().await;
     let pid = async || first_row(&session.execute_and_commit("SELECT pg_backend_pid()").await.unwrap());
     let first = pid().await;
@@ -63,7 +63,7 @@ async fn a_clean_connection_is_used_again_and_an_unclean_one_is_not() {
 async fn dropping_the_drivers_own_statements_harms_no_later_session() {
     let database = Database::create();
     database.psql("CREATE TYPE mood AS ENUM ('happy'); CREATE TYPE tone AS ENUM ('low')");
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let leaver = broker.session().await;
     leaver.execute("SELECT 'happy'::mood").await.unwrap();
     leaver.execute_and_commit("DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await.unwrap();
@@ -74,7 +74,7 @@ async fn dropping_the_drivers_own_statements_harms_no_later_session() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_seed_of_random_does_not_cross_sessions() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let session = broker.session().await;
     let seeded = "SELECT setseed(0.5), pg_backend_pid()";
     let pid = first_row(&session.execute_and_commit(seeded).await.unwrap()).remove(1);
@@ -121,7 +121,7 @@ async fn a_backend_terminated_in_mid_statement_ends_the_session_as_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn idle_connections_that_died_are_not_handed_out() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 2", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 2\nmax_overflow = 0", "").await;
     let (one, two) = (broker.session().await, broker.session().await);
     one.execute("SELECT 1").await.unwrap();
     two.execute("SELECT 1").await.unwrap();
@@ -142,7 +142,7 @@ async fn idle_connections_that_died_are_not_handed_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_past_its_timeout_is_stopped_and_its_connection_lives_on() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let session = broker.session().await;
     session.execute("SELECT 1").await.unwrap();
     let pid = session.get().await.unwrap().backend_pid;
@@ -161,7 +161,7 @@ async fn a_statement_past_its_timeout_is_stopped_and_its_connection_lives_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cancel_never_hits_a_later_statement() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let session = broker.session().await;
     for round in 0..200 {
         // Sometimes the statement wins, sometimes the cancel.

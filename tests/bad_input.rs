@@ -323,7 +323,7 @@ async fn more_calls_than_the_queue_holds_are_refused_with_nothing_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_pool_refuses_within_its_timeout_and_recovers() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 1\npool_timeout = \"1s\"", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0\npool_timeout = \"1s\"", "").await;
     let (holder, waiter) = (broker.session().await, broker.session().await);
     holder.execute("SELECT 1").await.unwrap();
     let refused = waiter.execute("SELECT 1").await.unwrap_err();

@@ -159,6 +159,7 @@ async fn run_time_parameters_reach_every_transaction_and_survive_the_reset() {
         r#"
             ssl_mode = "disable"
             pool_size = 1
+            max_overflow = 0
             search_path = ["a b", "public"]
             time_zone = "Europe/Vienna"
             client_connection_check_interval = "700ms"
@@ -261,7 +262,7 @@ async fn a_client_certificate_reaches_postgresql() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_statement_on_an_encrypted_connection_is_cancelled_and_the_connection_lives_on() {
-    let engine = ENCRYPTED.engine("db.test", "ssl_mode = \"require\"\npool_size = 1");
+    let engine = ENCRYPTED.engine("db.test", "ssl_mode = \"require\"\npool_size = 1\nmax_overflow = 0");
     let (_broker, session) = session(&engine).await;
     session.execute("SELECT 1").await.unwrap();
     let pid = session.get().await.unwrap().backend_pid;

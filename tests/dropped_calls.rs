@@ -165,7 +165,7 @@ async fn callers_that_leave_at_random_leave_nothing_open_in_postgresql() {
     const ROUNDS: u32 = 25;
 
     let database = Database::create();
-    let broker = support::Broker::start_with(&database, "pool_size = 4", "").await;
+    let broker = support::Broker::start_with(&database, "pool_size = 4\nmax_overflow = 0", "").await;
     let mut callers = tokio::task::JoinSet::new();
     for caller in 0..CALLERS {
         let mut random = StdRng::seed_from_u64(SEED + caller);

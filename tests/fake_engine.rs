@@ -5,11 +5,13 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use session_broker::broker::connect::ConnectOverrides;
 use session_broker::broker::engine::{
-    Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, Lost, StatementError, TransactionOptions,
-    TransactionStatus,
+    Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, Lost, PoolStatistics, StatementError,
+    TransactionOptions, TransactionStatus,
 };
 use session_broker::broker::error::{Error, PgError};
+use session_broker::broker::principal::Principal;
 use session_broker::broker::statement::{ResultLimits, ResultSet, Statement};
 use tokio::sync::Notify;
 use tokio::time::sleep;
@@ -107,10 +109,20 @@ impl FakeEngine {
 #[async_trait]
 impl Engine for FakeEngine {
     fn info(&self) -> EngineInfo {
-        EngineInfo { name: "fake".into(), database: String::new(), user: String::new(), server_version: String::new() }
+        EngineInfo {
+            name: "fake".into(),
+            database: String::new(),
+            user: String::new(),
+            server_version: String::new(),
+            pool: PoolStatistics::default(),
+        }
     }
 
-    async fn checkout(&self) -> Result<Box<dyn Connection>, CheckoutError> {
+    fn check(&self, _: &ConnectOverrides) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn checkout(&self, _: &Principal, _: &Arc<ConnectOverrides>) -> Result<Box<dyn Connection>, CheckoutError> {
         if !self.gates.checkout.pass().await {
             return Err(CheckoutError::Unreachable("the gate is shut".into()));
         }
@@ -171,6 +183,10 @@ fn refusal(sqlstate: &str) -> Box<PgError> {
 
 #[async_trait]
 impl Connection for FakeConnection {
+    fn host(&self) -> String {
+        "nowhere".into()
+    }
+
     fn backend_pid(&self) -> i32 {
         1
     }

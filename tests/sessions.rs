@@ -170,7 +170,7 @@ async fn close_rolls_an_open_transaction_back() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_holds_no_connection_between_transactions() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "pool_size = 1", "").await;
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let first = broker.session().await;
     let second = broker.session().await;
     for session in [&first, &second, &first] {

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::connect::ConnectOverrides;
 use super::error::{Error, Exhausted, PgError};
+use super::principal::Principal;
 use super::statement::{ResultLimits, ResultSet, Statement};
 
 /// A configured PostgreSQL target with its pool.
@@ -17,13 +19,24 @@ pub trait Engine: Debug + Send + Sync {
     /// What is behind the engine.
     fn info(&self) -> EngineInfo;
 
-    /// Takes a connection out of the pool, opening one if need be. Bounded by the engine's own timeouts.
+    /// Says what is wrong with options that a caller asks for.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] naming the field.
+    fn check(&self, overrides: &ConnectOverrides) -> Result<(), Error>;
+
+    /// Takes a connection with these options out of the pool, opening one if need be. Bounded by the engine's own
+    /// timeouts.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the pool whole.
-    async fn checkout(&self) -> Result<Box<dyn Connection>, CheckoutError>;
+    async fn checkout(
+        &self,
+        principal: &Principal,
+        overrides: &Arc<ConnectOverrides>,
+    ) -> Result<Box<dyn Connection>, CheckoutError>;
 
-    /// Proves that PostgreSQL answers. A pool whose connections are all in use is an answer.
+    /// Proves that PostgreSQL answers, apart from the pool.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the pool whole.
@@ -41,6 +54,31 @@ pub struct EngineInfo {
     pub user: String,
     /// PostgreSQL's version; empty before the first connection.
     pub server_version: String,
+    /// The pool as it is now.
+    pub pool: PoolStatistics,
+}
+
+/// An engine's connections, counted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolStatistics {
+    /// Those kept open.
+    pub size: usize,
+    /// Those that may be opened beyond.
+    pub overflow_max: usize,
+    /// Open now.
+    pub open: usize,
+    /// Used by transactions now, or being opened for them.
+    pub in_use: usize,
+    /// Open and unused now.
+    pub idle: usize,
+    /// Callers that wait for one now.
+    pub waiting: usize,
+    /// Combinations of connection options.
+    pub sub_pools: usize,
+    /// Opened since the start.
+    pub opened: u64,
+    /// Attempts to open one that failed, since the start.
+    pub login_failures: u64,
 }
 
 /// Why there is no connection. Nothing ran.
@@ -49,6 +87,12 @@ pub enum CheckoutError {
     /// All connections stayed in use for this long.
     #[error("no connection came free within {}", humantime::format_duration(*.0))]
     Wait(Duration),
+    /// As many callers as may already wait for one.
+    #[error("{0} callers wait for a connection already")]
+    Queue(usize),
+    /// As many combinations of options as may be are in use.
+    #[error("{0} combinations of connection options are in use already")]
+    SubPools(usize),
     /// The server could not be reached, or broke off.
     #[error("{0}")]
     Unreachable(String),
@@ -58,9 +102,16 @@ pub enum CheckoutError {
 }
 
 impl CheckoutError {
+    /// Whether it may pass by itself within moments: the server starts up, or all its connections are in use.
+    pub fn may_pass(&self) -> bool {
+        matches!(self, Self::Refused(error) if matches!(error.sqlstate.as_str(), "57P03" | "53300"))
+    }
+
     pub(super) fn into_error(self, engine: &str) -> Error {
         match self {
             Self::Wait(waited) => Error::Exhausted(Exhausted::PoolWait(waited)),
+            Self::Queue(waiters) => Error::Exhausted(Exhausted::PoolQueue(waiters)),
+            Self::SubPools(sub_pools) => Error::Exhausted(Exhausted::SubPools(sub_pools)),
             Self::Unreachable(cause) => Error::Unreachable { engine: engine.to_owned(), cause },
             Self::Refused(error) => Error::Database(error),
         }
@@ -70,6 +121,9 @@ impl CheckoutError {
 /// One PostgreSQL backend, owned by one transaction task.
 #[async_trait]
 pub trait Connection: Send {
+    /// Where the server is.
+    fn host(&self) -> String;
+
     /// The backend's process id.
     fn backend_pid(&self) -> i32;
 
@@ -177,6 +231,8 @@ pub enum StatementError {
     Refused(Error),
     /// PostgreSQL failed it.
     Failed(Box<PgError>),
+    /// PostgreSQL failed it because the tables it was prepared for have changed: the transaction can be tried again.
+    StalePlan(Box<PgError>),
     /// It ran, but its result cannot be returned: it passed a limit, or holds what this broker cannot carry.
     Unreturnable(Error),
     /// The connection went away before the transaction had begun.

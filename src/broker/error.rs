@@ -41,6 +41,9 @@ pub enum Error {
     /// PostgreSQL refused the statement or the connection.
     #[error("{0}")]
     Database(Box<PgError>),
+    /// The tables under a prepared statement have changed in mid-transaction; a fresh transaction prepares it anew.
+    #[error("{0}")]
+    StalePlan(Box<PgError>),
     /// A time limit stopped the statement; PostgreSQL has confirmed that it stopped.
     #[error("statement stopped after {}: {bound} ran out", humantime::format_duration(*.after))]
     DeadlineExceeded {
@@ -82,6 +85,12 @@ pub enum Exhausted {
     /// The wait for a connection.
     #[error("no connection came free within {}", humantime::format_duration(*.0))]
     PoolWait(Duration),
+    /// Callers waiting for a connection.
+    #[error("{0} callers wait for a connection already")]
+    PoolQueue(usize),
+    /// Combinations of connection options in use.
+    #[error("{0} combinations of connection options are in use already")]
+    SubPools(usize),
     /// A result's rows.
     #[error("the result has more than {0} rows: narrow it, for example with LIMIT")]
     ResultRows(u64),

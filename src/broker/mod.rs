@@ -35,6 +35,7 @@ use tracing::{info, warn};
 
 pub use transaction::Verdict;
 
+use connect::ConnectOverrides;
 use engine::{Engine, IsolationLevel, TransactionOptions};
 use error::{EndReason, Error};
 use principal::Principal;
@@ -108,6 +109,8 @@ pub struct BeginSession {
     pub lock_timeout: Option<Duration>,
     /// `None`: the profile's, which is also the most.
     pub transaction_timeout: Option<Duration>,
+    /// What its connections are to be, where the engine's options are not to be.
+    pub connect: ConnectOverrides,
     /// For operators.
     pub labels: BTreeMap<String, String>,
 }
@@ -159,6 +162,7 @@ impl Broker {
         }
         let engine = self.engine(&request.engine)?;
         let lease_ttl = self.lease_ttl(request.lease_ttl)?;
+        engine.check(&request.connect)?;
         let options = self.session_options(&request)?;
         check_labels(&request.labels)?;
         let token = SessionToken::generate(&self.owner);
@@ -266,7 +270,8 @@ impl Broker {
             statement_net: statement_timeout + NET_SLACK,
             idle_net: transaction_timeout + NET_SLACK,
         };
-        Ok(SessionOptions { transaction, statement_timeout, transaction_timeout })
+        let connect = Arc::new(request.connect.clone());
+        Ok(SessionOptions { transaction, connect, statement_timeout, transaction_timeout })
     }
 }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::Shared;
+use super::connect::ConnectOverrides;
 use super::engine::{Engine, EngineInfo, TransactionOptions};
 use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::lease::{Judgement, Lease};
@@ -27,6 +28,8 @@ use super::transaction::{self, Command, Deadline, Verdict};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionOptions {
     pub(super) transaction: TransactionOptions,
+    /// What its connections are to be.
+    pub(super) connect: Arc<ConnectOverrides>,
     pub(super) statement_timeout: Duration,
     pub(super) transaction_timeout: Duration,
 }
@@ -73,7 +76,7 @@ struct Open {
     commands: mpsc::Sender<Command>,
     deadline: Instant,
     /// Once the task has a connection.
-    backend_pid: Option<i32>,
+    backend: Option<BackendInfo>,
     failed: bool,
 }
 
@@ -105,6 +108,15 @@ pub enum TransactionState {
     Failed,
 }
 
+/// The PostgreSQL backend that runs a transaction.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BackendInfo {
+    /// Its process id.
+    pub pid: i32,
+    /// Where its server is.
+    pub host: String,
+}
+
 /// What is behind a session.
 #[derive(Debug, Clone)]
 pub struct Description {
@@ -113,7 +125,7 @@ pub struct Description {
     /// The engine.
     pub engine: EngineInfo,
     /// The backend of the open transaction.
-    pub backend_pid: Option<i32>,
+    pub backend: Option<BackendInfo>,
     /// Where it stands, or why it ended.
     pub standing: Result<SessionState, EndReason>,
     /// The labels it was begun with.
@@ -277,12 +289,16 @@ impl Session {
     pub fn describe(&self) -> Description {
         let now = Instant::now();
         self.expire_at(now);
+        let mut engine = self.engine.info();
+        let ConnectOverrides { database, user, .. } = &*self.options.connect;
+        engine.database = database.clone().unwrap_or(engine.database);
+        engine.user = user.clone().unwrap_or(engine.user);
         let state = self.lock();
         Description {
             id: self.id(),
-            engine: self.engine.info(),
-            backend_pid: match &state.phase {
-                Phase::Open(open) => open.backend_pid,
+            engine,
+            backend: match &state.phase {
+                Phase::Open(open) => open.backend.clone(),
                 Phase::Idle | Phase::Ended(_) => None,
             },
             standing: match state.phase {
@@ -404,7 +420,7 @@ impl Session {
             (phase @ Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.options.transaction_timeout;
-                *phase = Phase::Open(Open { commands, deadline, backend_pid: None, failed: false });
+                *phase = Phase::Open(Open { commands, deadline, backend: None, failed: false });
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
             }
@@ -485,10 +501,18 @@ impl Session {
         &self.options
     }
 
+    pub(super) fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    pub(super) fn connect(&self) -> &Arc<ConnectOverrides> {
+        &self.options.connect
+    }
+
     /// Tells the session which backend its transaction runs on.
-    pub(super) fn set_backend(&self, pid: i32) {
+    pub(super) fn set_backend(&self, pid: i32, host: String) {
         if let Phase::Open(open) = &mut self.lock().phase {
-            open.backend_pid = Some(pid);
+            open.backend = Some(BackendInfo { pid, host });
         }
     }
 }

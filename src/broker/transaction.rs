@@ -117,7 +117,7 @@ pub(super) async fn run(
 ) {
     let begin = session.options().transaction.clone();
     let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
-    session.set_backend(connection.backend_pid());
+    session.set_backend(connection.backend_pid(), connection.host());
     let mut transaction = Transaction { session, connection, commands, deadline };
     let mut end = transaction.execute(first, Some(&begin)).await;
     let end = loop {
@@ -141,7 +141,7 @@ async fn checkout(
         // The caller left, or the session was ended: nothing has begun, so nothing is left to do.
         () = first.reply.closed() => None,
         _ = commands.recv() => None,
-        connection = engine.checkout() => match connection {
+        connection = engine.checkout(session.principal(), session.connect()) => match connection {
             Ok(connection) => return Some((connection, first)),
             Err(error) => Some(error.into_error(&engine.info().name)),
         },
@@ -262,6 +262,7 @@ impl Transaction {
             }
             Err(StatementError::Refused(error)) => self.fail(error, false, turn, reply).await,
             Err(StatementError::Unreturnable(error)) => self.fail(error, commit, turn, reply).await,
+            Err(StatementError::StalePlan(error)) => self.fail(Error::StalePlan(error), commit, turn, reply).await,
             Err(StatementError::Failed(error)) => {
                 let stopped = error.sqlstate == QUERY_CANCELED && interruption == Some(Interruption::Deadline);
                 let error = if stopped { deadline.exceeded() } else { Error::Database(error) };

@@ -3,7 +3,7 @@
 //! A URL is only another way to write the parts: it is taken apart into the same keys, which are then read once.
 //! Invariant: a key given twice is a problem, and so is one that would be ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -13,10 +13,10 @@ use humantime::format_duration;
 
 use super::section::{Section, is_setting_name};
 use super::url;
-use crate::postgres::engine::PoolOptions;
+use crate::postgres::engine::{PoolOptions, ResetMode};
 use crate::postgres::options::{
-    ChannelBinding, ConnectOptions, Host, Keepalives, LoadBalanceHosts, Password, SslMode, SslNegotiation,
-    TargetSessionAttrs, Tls,
+    ChannelBinding, ConnectOptions, Host, KEYED_SETTINGS, Keepalives, LoadBalanceHosts, OVERRIDABLE, Password, SslMode,
+    SslNegotiation, TargetSessionAttrs, Tls, quoted_path,
 };
 use crate::secret::Secret;
 
@@ -25,25 +25,15 @@ use crate::secret::Secret;
 pub struct EngineConfig {
     /// How to connect.
     pub connect: ConnectOptions,
-    /// How many connections.
+    /// How many connections, and how long they live.
     pub pool: PoolOptions,
+    /// What callers may ask to be otherwise.
+    pub overridable: BTreeSet<String>,
 }
 
 /// Run-time parameters that are durations.
 const TIMEOUTS: [&str; 4] =
     ["statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout", "transaction_timeout"];
-
-/// Run-time parameters that are set by keys of their own, and only by them.
-const KEYED: [&str; 8] = [
-    "application_name",
-    "client_connection_check_interval",
-    "idle_in_transaction_session_timeout",
-    "lock_timeout",
-    "search_path",
-    "statement_timeout",
-    "TimeZone",
-    "transaction_timeout",
-];
 
 const DEFAULT_PORT: u16 = 5432;
 const SECOND: Duration = Duration::from_secs(1);
@@ -63,18 +53,43 @@ impl EngineConfig {
             }
         }
         let pool = pool(&mut section);
+        let overridable = overridable(&mut section);
         let connect = connect(&mut section);
         section.finish();
-        Some(Self { connect: connect?, pool })
+        Some(Self { connect: connect?, pool, overridable })
     }
 }
 
 fn pool(section: &mut Section<'_>) -> PoolOptions {
     let default = PoolOptions::default();
+    let timeout_max = Duration::from_mins(10);
     PoolOptions {
         size: section.number("pool_size", default.size, 1..=10_000),
-        timeout: section.duration("pool_timeout", default.timeout, MILLISECOND..=Duration::from_mins(10)),
+        overflow_max: section.number("max_overflow", default.overflow_max, 0..=10_000),
+        timeout: section.duration("pool_timeout", default.timeout, MILLISECOND..=timeout_max),
+        waiters_max: section.number("pool_waiters_max", default.waiters_max, 1..=1_000_000),
+        principal_share_percent: section.number("principal_share_percent", default.principal_share_percent, 1..=100),
+        recycle: section.duration("pool_recycle", default.recycle, SECOND..=DAY),
+        idle_timeout: section.duration("pool_idle_timeout", default.idle_timeout, MILLISECOND..=DAY),
+        idle_min: section.number("pool_idle_min", default.idle_min, 0..=10_000),
+        pre_ping_after: section.duration("pool_pre_ping_after", default.pre_ping_after, Duration::ZERO..=DAY),
+        sub_pools_max: section.number("sub_pools_max", default.sub_pools_max, 1..=1000),
+        statement_cache_size: section.number("statement_cache_size", default.statement_cache_size, 0..=100_000),
+        reset: section.word("pool_reset", ResetMode::WORDS, default.reset),
     }
+}
+
+/// What callers may ask for.
+fn overridable(section: &mut Section<'_>) -> BTreeSet<String> {
+    let names = section.list("overridable");
+    for name in &names {
+        let setting = name.strip_prefix("server_settings.").is_some_and(is_setting_name);
+        if !setting && !OVERRIDABLE.contains(&name.as_str()) {
+            let known = OVERRIDABLE.join(", ");
+            section.problem("overridable", &format!("names {name:?}: known are {known} and server_settings.NAME"));
+        }
+    }
+    names.into_iter().collect()
 }
 
 fn connect(section: &mut Section<'_>) -> Option<ConnectOptions> {
@@ -234,8 +249,7 @@ fn settings(section: &mut Section<'_>) -> BTreeMap<String, String> {
     }
     let search_path = section.list("search_path");
     if !search_path.is_empty() {
-        let quoted: Vec<_> = search_path.iter().map(|schema| format!("\"{}\"", schema.replace('"', "\"\""))).collect();
-        settings.insert("search_path".into(), quoted.join(", "));
+        settings.insert("search_path".into(), quoted_path(&search_path));
     }
     if let Some(zone) = section.text("time_zone") {
         settings.insert("TimeZone".into(), zone);
@@ -247,7 +261,7 @@ fn settings(section: &mut Section<'_>) -> BTreeMap<String, String> {
             others.problem(&name, "is no name of a run-time parameter");
         } else if name.eq_ignore_ascii_case("client_encoding") {
             others.problem(&name, "cannot be set: the broker speaks UTF8");
-        } else if KEYED.iter().any(|keyed| keyed.eq_ignore_ascii_case(&name)) {
+        } else if KEYED_SETTINGS.iter().any(|keyed| keyed.eq_ignore_ascii_case(&name)) {
             others.problem(&name, "has a key of its own in the engine's section: use that");
         } else if value.contains('\0') {
             others.problem(&name, "holds a NUL character");
@@ -262,7 +276,7 @@ fn settings(section: &mut Section<'_>) -> BTreeMap<String, String> {
 /// The engine's keys as TOML, passwords left out.
 impl fmt::Display for EngineConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connect, pool } = self;
+        let Self { connect, pool, overridable } = self;
         let ConnectOptions {
             hosts,
             user,
@@ -307,10 +321,37 @@ impl fmt::Display for EngineConfig {
             writeln!(f, "ssl_cert = {:?}\nssl_key = {:?}", cert.display().to_string(), key.display().to_string())?;
         }
         writeln!(f, "ssl_negotiation = \"{}\"", negotiation.word())?;
-        let PoolOptions { size, timeout } = pool;
-        writeln!(f, "pool_size = {size}\npool_timeout = \"{}\"", format_duration(*timeout))?;
+        write_pool(f, pool)?;
+        if !overridable.is_empty() {
+            writeln!(f, "overridable = {:?}", overridable.iter().collect::<Vec<_>>())?;
+        }
         write_settings(f, settings)
     }
+}
+
+fn write_pool(f: &mut fmt::Formatter<'_>, pool: &PoolOptions) -> fmt::Result {
+    let PoolOptions {
+        size,
+        overflow_max,
+        timeout,
+        waiters_max,
+        principal_share_percent,
+        recycle,
+        idle_timeout,
+        idle_min,
+        pre_ping_after,
+        sub_pools_max,
+        statement_cache_size,
+        reset,
+    } = pool;
+    writeln!(f, "pool_size = {size}\nmax_overflow = {overflow_max}")?;
+    writeln!(f, "pool_timeout = \"{}\"\npool_waiters_max = {waiters_max}", format_duration(*timeout))?;
+    writeln!(f, "principal_share_percent = {principal_share_percent}")?;
+    writeln!(f, "pool_recycle = \"{}\"", format_duration(*recycle))?;
+    writeln!(f, "pool_idle_timeout = \"{}\"\npool_idle_min = {idle_min}", format_duration(*idle_timeout))?;
+    writeln!(f, "pool_pre_ping_after = \"{}\"", format_duration(*pre_ping_after))?;
+    writeln!(f, "sub_pools_max = {sub_pools_max}\nstatement_cache_size = {statement_cache_size}")?;
+    writeln!(f, "pool_reset = \"{}\"", reset.word())
 }
 
 fn write_hosts(f: &mut fmt::Formatter<'_>, hosts: &[Host]) -> fmt::Result {

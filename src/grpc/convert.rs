@@ -6,9 +6,14 @@
 use std::time::Duration;
 
 use super::pb;
-use crate::broker::engine::IsolationLevel;
+use crate::broker::connect::{
+    ChannelBinding, ConnectOverrides, Keepalives, LoadBalanceHosts, SslMode, TargetSessionAttrs,
+};
+use crate::broker::engine::{IsolationLevel, PoolStatistics};
 use crate::broker::error::{EndReason, Error, PgError};
-use crate::broker::session::{Committed, Description, ExecuteCall, Executed, SessionState, TransactionState};
+use crate::broker::session::{
+    BackendInfo, Committed, Description, ExecuteCall, Executed, SessionState, TransactionState,
+};
 use crate::broker::statement::{Column, Parameter, ResultSet, Statement};
 use crate::broker::token::SessionToken;
 use crate::broker::value::{List, Value};
@@ -25,7 +30,7 @@ pub(super) fn session_token(text: &str) -> Result<SessionToken, Error> {
 }
 
 pub(super) fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, Error> {
-    let pb::BeginSessionRequest { engine, lease_ttl, options, labels } = request;
+    let pb::BeginSessionRequest { engine, lease_ttl, options, connect_options, labels } = request;
     let pb::SessionOptions {
         isolation_level,
         read_only,
@@ -43,8 +48,106 @@ pub(super) fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSes
         statement_timeout: duration("options.statement_timeout", statement_timeout)?,
         lock_timeout: duration("options.lock_timeout", lock_timeout)?,
         transaction_timeout: duration("options.transaction_timeout", transaction_timeout)?,
+        connect: connect_options.map(self::connect_options).transpose()?.unwrap_or_default(),
         labels: labels.into_iter().collect(),
     })
+}
+
+fn connect_options(options: pb::ConnectOptions) -> Result<ConnectOverrides, Error> {
+    let pb::ConnectOptions {
+        database,
+        user,
+        application_name,
+        connect_timeout,
+        ssl_mode,
+        target_session_attrs,
+        load_balance_hosts,
+        channel_binding,
+        keepalives,
+        tcp_user_timeout,
+        client_connection_check_interval,
+        idle_in_transaction_session_timeout,
+        search_path,
+        time_zone,
+        server_settings,
+    } = options;
+    let duration = |name: &str, duration| self::duration(&format!("connect_options.{name}"), duration);
+    Ok(ConnectOverrides {
+        database,
+        user,
+        application_name,
+        connect_timeout: duration("connect_timeout", connect_timeout)?,
+        ssl_mode: word("ssl_mode", ssl_mode, |mode| {
+            use pb::SslMode as Pb;
+            match mode {
+                Pb::Unspecified => None,
+                Pb::Disable => Some(SslMode::Disable),
+                Pb::Require => Some(SslMode::Require),
+                Pb::VerifyCa => Some(SslMode::VerifyCa),
+                Pb::VerifyFull => Some(SslMode::VerifyFull),
+            }
+        })?,
+        target_session_attrs: word("target_session_attrs", target_session_attrs, |attrs| {
+            use pb::TargetSessionAttrs as Pb;
+            match attrs {
+                Pb::Unspecified => None,
+                Pb::Any => Some(TargetSessionAttrs::Any),
+                Pb::ReadWrite => Some(TargetSessionAttrs::ReadWrite),
+                Pb::ReadOnly => Some(TargetSessionAttrs::ReadOnly),
+                Pb::Primary => Some(TargetSessionAttrs::Primary),
+                Pb::Standby => Some(TargetSessionAttrs::Standby),
+                Pb::PreferStandby => Some(TargetSessionAttrs::PreferStandby),
+            }
+        })?,
+        load_balance_hosts: word("load_balance_hosts", load_balance_hosts, |balance| {
+            use pb::LoadBalanceHosts as Pb;
+            match balance {
+                Pb::Unspecified => None,
+                Pb::Disable => Some(LoadBalanceHosts::Disable),
+                Pb::Random => Some(LoadBalanceHosts::Random),
+            }
+        })?,
+        channel_binding: word("channel_binding", channel_binding, |binding| {
+            use pb::ChannelBinding as Pb;
+            match binding {
+                Pb::Unspecified => None,
+                Pb::Disable => Some(ChannelBinding::Disable),
+                Pb::Prefer => Some(ChannelBinding::Prefer),
+                Pb::Require => Some(ChannelBinding::Require),
+            }
+        })?,
+        keepalives: keepalives.map(self::keepalives).transpose()?,
+        tcp_user_timeout: duration("tcp_user_timeout", tcp_user_timeout)?,
+        client_connection_check_interval: duration(
+            "client_connection_check_interval",
+            client_connection_check_interval,
+        )?,
+        idle_in_transaction_session_timeout: duration(
+            "idle_in_transaction_session_timeout",
+            idle_in_transaction_session_timeout,
+        )?,
+        search_path,
+        time_zone,
+        server_settings: server_settings.into_iter().collect(),
+    })
+}
+
+/// An enum's value, absent when it is unspecified.
+fn word<P: TryFrom<i32>, T>(name: &str, value: i32, read: impl FnOnce(P) -> Option<T>) -> Result<Option<T>, Error> {
+    P::try_from(value)
+        .map(read)
+        .map_err(|_| Error::invalid(format!("connect_options.{name}"), format!("{value} is none of its values")))
+}
+
+fn keepalives(keepalives: pb::Keepalives) -> Result<Option<Keepalives>, Error> {
+    let pb::Keepalives { disabled, idle, interval, retries } = keepalives;
+    let default = Keepalives::default();
+    let keepalives = Keepalives {
+        idle: duration("connect_options.keepalives.idle", idle)?.unwrap_or(default.idle),
+        interval: duration("connect_options.keepalives.interval", interval)?.unwrap_or(default.interval),
+        retries: if retries == 0 { default.retries } else { retries },
+    };
+    Ok((!disabled).then_some(keepalives))
 }
 
 fn isolation_level(level: i32) -> Result<Option<IsolationLevel>, Error> {
@@ -263,8 +366,27 @@ pub(super) fn pg_error(error: PgError) -> pb::PgError {
     }
 }
 
+fn pool_statistics(statistics: PoolStatistics) -> pb::PoolStatistics {
+    let PoolStatistics { size, overflow_max, open, in_use, idle, waiting, sub_pools, opened, login_failures } =
+        statistics;
+    // None of them is ever beyond four billion.
+    let count = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    pb::PoolStatistics {
+        size: count(size),
+        overflow_max: count(overflow_max),
+        open: count(open),
+        in_use: count(in_use),
+        idle: count(idle),
+        waiting: count(waiting),
+        sub_pools: count(sub_pools),
+        opened,
+        login_failures,
+    }
+}
+
 pub(super) fn description(description: Description) -> pb::GetSessionResponse {
-    let Description { id, engine, backend_pid, standing, labels } = description;
+    let Description { id, engine, backend, standing, labels } = description;
+    let (backend_pid, host) = backend.map_or((0, String::new()), |BackendInfo { pid, host }| (pid, host));
     let (state, reason) = match standing {
         Ok(state) => (Some(session_state(state)), pb::EndReason::Unspecified),
         Err(reason) => (None, end_reason(reason)),
@@ -275,7 +397,9 @@ pub(super) fn description(description: Description) -> pb::GetSessionResponse {
         database: engine.database,
         user: engine.user,
         server_version: engine.server_version,
-        backend_pid: backend_pid.unwrap_or(0),
+        backend_pid,
+        host,
+        pool: Some(pool_statistics(engine.pool)),
         state,
         end_reason: reason.into(),
         labels: labels.into_iter().collect(),

@@ -44,6 +44,8 @@ fn lookup(error: &Error) -> Row {
         Error::Exhausted(Exhausted::Sessions(_)) => row(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::SessionQueue(_)) => row(Code::ResourceExhausted, "SESSION_QUEUE_FULL", Scope::Call),
         Error::Exhausted(Exhausted::PoolWait(_)) => row(Code::ResourceExhausted, "POOL_EXHAUSTED", Scope::Call),
+        Error::Exhausted(Exhausted::PoolQueue(_)) => row(Code::ResourceExhausted, "POOL_QUEUE_FULL", Scope::Call),
+        Error::Exhausted(Exhausted::SubPools(_)) => row(Code::ResourceExhausted, "SUB_POOLS_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::ResultRows(_) | Exhausted::ResultBytes(_)) => {
             row(Code::ResourceExhausted, "RESULT_TOO_LARGE", Scope::Nothing)
         }
@@ -52,6 +54,7 @@ fn lookup(error: &Error) -> Row {
             let (code, advice) = by_sqlstate(&error.sqlstate);
             row(code, "DATABASE_ERROR", advice)
         }
+        Error::StalePlan(_) => row(Code::Aborted, "STALE_PLAN", Scope::Transaction),
         // The transaction's own limit takes its session along.
         Error::DeadlineExceeded { bound: Bound::TransactionTimeout, .. } => {
             row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Session)
@@ -122,7 +125,7 @@ pub(super) fn from_failure(failure: Failure) -> Status {
 fn metadata(error: &Error) -> HashMap<String, String> {
     let pair = match error {
         Error::SessionEnded(reason) => ("end_reason", convert::end_reason(*reason).as_str_name().into()),
-        Error::Database(error) => ("sqlstate", error.sqlstate.clone()),
+        Error::Database(error) | Error::StalePlan(error) => ("sqlstate", error.sqlstate.clone()),
         Error::DeadlineExceeded { bound, .. } => ("bound", bound.name().into()),
         Error::Unreachable { engine, .. } => ("engine", engine.clone()),
         Error::Invalid { .. }
@@ -148,12 +151,16 @@ fn error_detail(error: &Error) -> Option<Any> {
             };
             Some(any("google.rpc.BadRequest", &rpc::BadRequest { field_violations: vec![violation] }))
         }
-        Error::Database(error) => Some(any("sessionbroker.v1.PgError", &convert::pg_error((**error).clone()))),
+        Error::Database(error) | Error::StalePlan(error) => {
+            Some(any("sessionbroker.v1.PgError", &convert::pg_error((**error).clone())))
+        }
         Error::Exhausted(limit) => {
             let subject = match limit {
                 Exhausted::Sessions(_) => "limits.sessions_max",
                 Exhausted::SessionQueue(_) => "profile.session_queue_max",
                 Exhausted::PoolWait(_) => "engines.pool_size",
+                Exhausted::PoolQueue(_) => "engines.pool_waiters_max",
+                Exhausted::SubPools(_) => "engines.sub_pools_max",
                 Exhausted::ResultRows(_) => "profile.result_rows_max",
                 Exhausted::ResultBytes(_) => "profile.result_bytes_max",
             };

@@ -5,35 +5,37 @@
 
 use std::fmt::Write;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool::managed::Object;
 use futures_util::{StreamExt, join};
+use lru::LruCache;
 use tokio::time::timeout;
 use tokio_postgres::{RowStream, SimpleQueryMessage, Statement as Prepared};
 use tracing::debug;
 
 use super::cancel::BackendCanceller;
-use super::engine::{Backend, Opener};
 use super::error::pg_error;
+use super::opener::Backend;
+use super::pool::{Lease, Pool, ResetMode};
 use super::value::{self, Raw, Refusal};
 use crate::broker::engine::{
     Canceller, CommitVerdict, Connection, IsolationLevel, Lost, StatementError, TransactionOptions, TransactionStatus,
 };
-use crate::broker::error::{Error, Exhausted};
+use crate::broker::error::{Error, Exhausted, PgError};
 use crate::broker::statement::{Column, ResultLimits, ResultSet, Statement};
 use crate::broker::value::Value;
 
 /// How long a reset may take; it does next to nothing, so longer means stuck.
 const RESET_GRACE: Duration = Duration::from_secs(2);
 
-/// What `DISCARD ALL` does, but for the driver's own prepared statements, which it keeps for type look-ups; and a new
+/// What `DISCARD ALL` does, but for the driver's own prepared statements, which are kept with their plans; and a new
 /// seed for random(). The last line counts the prepared statements: those that callers have left cannot be dropped
 /// alone, and those of the driver that callers have dropped cannot be brought back, so either costs the connection.
 const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD PLANS; DISCARD TEMP; DISCARD SEQUENCES; \
+    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
     SELECT pg_catalog.setseed(pg_catalog.hashtext(pg_catalog.gen_random_uuid()::text) / 2147483648.0); \
     SELECT 'prepared', pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
     FROM pg_catalog.pg_prepared_statements";
@@ -43,23 +45,26 @@ const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()
 
 /// A backend checked out of the pool. Invariant: dropped, it is discarded.
 pub(super) struct PooledConnection {
-    /// `None` only once it has been given back.
-    backend: Option<Object<Opener>>,
+    lease: Lease,
+    pool: Arc<Pool>,
     canceller: Arc<BackendCanceller>,
+    /// Whether its transaction has run something that a strict reset does not trust.
+    soiled: bool,
 }
 
 impl PooledConnection {
-    pub(super) fn new(backend: Object<Opener>) -> Self {
-        let Backend { client, address, tls, .. } = &*backend;
+    pub(super) fn new(lease: Lease, pool: Arc<Pool>) -> Self {
+        let Backend { client, address, tls, .. } = lease.backend();
         let canceller = Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone()));
-        Self { backend: Some(backend), canceller }
+        Self { lease, pool, canceller, soiled: false }
     }
 
     fn backend(&self) -> &Backend {
-        self.backend.as_ref().expect("it is there until the connection is released, which consumes it")
+        self.lease.backend()
     }
 
-    /// Begins the transaction, if asked to, and prepares the statement, in one round trip.
+    /// Begins the transaction, if asked to, and prepares the statement, in one round trip; none for a statement that is
+    /// prepared already and a transaction that has begun.
     async fn prepare(
         &self,
         begin: Option<&TransactionOptions>,
@@ -67,7 +72,12 @@ impl PooledConnection {
     ) -> Result<Prepared, StatementError> {
         let Backend { client, wire, nets, .. } = self.backend();
         let types = parameter_types(statement).map_err(StatementError::Refused)?;
-        let prepare = client.prepare_typed(statement.sql(), &types);
+        let prepare = async {
+            match self.cached(statement) {
+                Some(prepared) => Ok(prepared),
+                None => client.prepare_typed(statement.sql(), &types).await,
+            }
+        };
         let prepared = match begin {
             None => prepare.await,
             Some(options) => {
@@ -78,7 +88,10 @@ impl PooledConnection {
         };
         let begun = wire.settled().await;
         match prepared {
-            Ok(prepared) => Ok(prepared),
+            Ok(prepared) => {
+                self.cache(statement, &prepared);
+                Ok(prepared)
+            }
             Err(error) => match (begin, begun) {
                 (Some(_), Err(lost)) => Err(StatementError::LostBeforeBegin(lost)),
                 (Some(_), Ok(TransactionStatus::Idle)) if error.as_db_error().is_none() => {
@@ -87,6 +100,26 @@ impl PooledConnection {
                 _ => Err(self.failure(&error).await),
             },
         }
+    }
+
+    fn cached(&self, statement: &Statement) -> Option<Prepared> {
+        self.statements().get(&cache_key(statement)).cloned()
+    }
+
+    fn cache(&self, statement: &Statement, prepared: &Prepared) {
+        if self.pool.options().statement_cache_size > 0 {
+            self.statements().put(cache_key(statement), prepared.clone());
+        }
+    }
+
+    /// Forgets a prepared statement that PostgreSQL does not run any more.
+    fn forget(&self, statement: &Statement) {
+        self.statements().pop(&cache_key(statement));
+    }
+
+    fn statements(&self) -> MutexGuard<'_, LruCache<StatementKey, Prepared>> {
+        // Nothing panics while it is held, so a poisoned lock holds a sound cache.
+        self.backend().statements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a prepared statement and reads its result.
@@ -188,6 +221,10 @@ impl PooledConnection {
 
 #[async_trait]
 impl Connection for PooledConnection {
+    fn host(&self) -> String {
+        self.backend().address.to_string()
+    }
+
     fn backend_pid(&self) -> i32 {
         self.backend().pid
     }
@@ -207,8 +244,25 @@ impl Connection for PooledConnection {
         limits: ResultLimits,
     ) -> Result<ResultSet, StatementError> {
         self.backend().wire.forget_notices();
+        let was_cached = self.cached(statement).is_some();
         let prepared = self.prepare(begin, statement).await?;
-        self.run(&prepared, statement, limits).await
+        let ran = match self.run(&prepared, statement, limits).await {
+            Err(StatementError::Failed(error)) if is_stale(&error) && was_cached => {
+                self.forget(statement);
+                match begin {
+                    // Nothing has run in this transaction yet, so it can begin again with a fresh plan.
+                    Some(_) => {
+                        self.rollback().await.map_err(StatementError::Lost)?;
+                        let prepared = self.prepare(begin, statement).await?;
+                        self.run(&prepared, statement, limits).await
+                    }
+                    None => Err(StatementError::StalePlan(error)),
+                }
+            }
+            ran => ran,
+        };
+        self.soiled |= ran.as_ref().map_or(true, |result| !leaves_no_trace(&result.command_tag));
+        ran
     }
 
     async fn commit(&mut self) -> CommitVerdict {
@@ -256,9 +310,19 @@ impl Connection for PooledConnection {
     }
 
     async fn release(mut self: Box<Self>) {
-        // Until the proof is there, `self` holds the backend, and dropping it discards.
-        match timeout(RESET_GRACE, self.reset()).await {
-            Ok(Ok(())) => drop(self.backend.take()),
+        let reset = match self.pool.options().reset {
+            ResetMode::Never => return,
+            ResetMode::Strict if self.soiled => return,
+            // Until the proof is there, `self` holds the backend, and dropping it discards.
+            ResetMode::Strict | ResetMode::Clean => timeout(RESET_GRACE, self.reset()).await,
+        };
+        match reset {
+            Ok(Ok(())) if self.pool.is_overflow() => {}
+            Ok(Ok(())) => {
+                if let Some(mut backend) = self.lease.backend.take() {
+                    backend.used();
+                }
+            }
             Ok(Err(lost)) => debug!(cause = %lost, "connection discarded"),
             Err(_) => debug!("connection discarded: the reset took longer than {RESET_GRACE:?}"),
         }
@@ -267,11 +331,30 @@ impl Connection for PooledConnection {
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
-        if let Some(backend) = self.backend.take() {
+        if let Some(backend) = self.lease.backend.take() {
             // Taken out of the pool, which may then open another; dropping it closes the socket at once.
             drop(Object::take(backend));
         }
     }
+}
+
+/// What a prepared statement is kept by: its text, and the types given for its parameters.
+pub(super) type StatementKey = (String, Vec<Option<String>>);
+
+fn cache_key(statement: &Statement) -> StatementKey {
+    let types = statement.parameters().iter().map(|parameter| parameter.type_name.clone());
+    (statement.sql().to_owned(), types.collect())
+}
+
+/// Whether PostgreSQL refuses a prepared statement because what it was prepared for has changed, or it is gone.
+fn is_stale(error: &PgError) -> bool {
+    error.sqlstate == "26000" || error.sqlstate == "0A000" && error.routine.as_deref() == Some("RevalidateCachedQuery")
+}
+
+/// Whether a statement with this tag can have left nothing behind that a transaction's end does not undo.
+fn leaves_no_trace(tag: &str) -> bool {
+    let word = tag.split(' ').next().unwrap_or_default();
+    matches!(word, "SELECT" | "INSERT" | "UPDATE" | "DELETE" | "MERGE")
 }
 
 /// The engine's own timeouts, which a transaction's may tighten but not loosen.

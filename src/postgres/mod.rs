@@ -13,4 +13,7 @@ mod wire;
 
 mod cancel;
 mod connection;
+mod opener;
+mod pool;
+
 pub mod engine;

@@ -3,7 +3,7 @@
 //! Knows what the options mean, not how they are written in a file: `config/` reads them. Invariant: what is accepted is
 //! honoured; nothing here shows the password.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,9 +12,11 @@ use tokio_postgres::config as driver;
 
 use super::connection::Nets;
 pub use super::net::Host;
+use crate::broker::connect::ConnectOverrides;
 pub use crate::broker::connect::{
     ChannelBinding, Keepalives, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs,
 };
+use crate::broker::error::Error;
 use crate::secret::Secret;
 
 /// Where, as whom and how to connect. The names are libpq's, spelled out.
@@ -61,6 +63,49 @@ impl ConnectOptions {
     /// How soon PostgreSQL stops the statement of a connection that has gone; without it, the statement runs on.
     pub const CLIENT_CONNECTION_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
+    /// These options with a caller's over them.
+    pub(super) fn with(&self, overrides: &ConnectOverrides) -> Self {
+        let ConnectOverrides {
+            database,
+            user,
+            application_name,
+            connect_timeout,
+            ssl_mode,
+            target_session_attrs,
+            load_balance_hosts,
+            channel_binding,
+            keepalives,
+            tcp_user_timeout,
+            client_connection_check_interval,
+            idle_in_transaction_session_timeout,
+            search_path,
+            time_zone,
+            server_settings,
+        } = overrides.clone();
+        let mut options = self.clone();
+        let set = &mut options.settings;
+        let milliseconds = |duration: Duration| duration.as_millis().to_string();
+        set.extend(server_settings);
+        let keyed = [
+            ("client_connection_check_interval", client_connection_check_interval.map(milliseconds)),
+            ("idle_in_transaction_session_timeout", idle_in_transaction_session_timeout.map(milliseconds)),
+            ("search_path", (!search_path.is_empty()).then(|| quoted_path(&search_path))),
+            ("TimeZone", time_zone),
+        ];
+        set.extend(keyed.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        options.database = database.unwrap_or(options.database);
+        options.user = user.unwrap_or(options.user);
+        options.application_name = application_name.unwrap_or(options.application_name);
+        options.connect_timeout = connect_timeout.unwrap_or(options.connect_timeout);
+        options.tls.mode = ssl_mode.unwrap_or(options.tls.mode);
+        options.target_session_attrs = target_session_attrs.unwrap_or(options.target_session_attrs);
+        options.load_balance_hosts = load_balance_hosts.unwrap_or(options.load_balance_hosts);
+        options.channel_binding = channel_binding.unwrap_or(options.channel_binding);
+        options.keepalives = keepalives.unwrap_or(options.keepalives);
+        options.tcp_user_timeout = tcp_user_timeout.or(options.tcp_user_timeout);
+        options
+    }
+
     /// The timeouts among the run-time parameters that transactions set too.
     pub(super) fn nets(&self) -> Nets {
         let timeout = |name| self.settings.get(name)?.parse().ok().map(Duration::from_millis);
@@ -101,6 +146,125 @@ impl ConnectOptions {
         config.options(options);
         config
     }
+}
+
+/// The names under which an engine's `overridable` list may name what callers may ask for; run-time parameters are
+/// named `server_settings.NAME`.
+pub const OVERRIDABLE: [&str; 14] = [
+    "application_name",
+    "channel_binding",
+    "client_connection_check_interval",
+    "connect_timeout",
+    "database",
+    "idle_in_transaction_session_timeout",
+    "keepalives",
+    "load_balance_hosts",
+    "search_path",
+    "ssl_mode",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "time_zone",
+    "user",
+];
+
+/// Run-time parameters that are set by options of their own, and only by them.
+pub const KEYED_SETTINGS: [&str; 8] = [
+    "application_name",
+    "client_connection_check_interval",
+    "idle_in_transaction_session_timeout",
+    "lock_timeout",
+    "search_path",
+    "statement_timeout",
+    "TimeZone",
+    "transaction_timeout",
+];
+
+/// Says what is wrong with options that a caller asks for.
+///
+/// # Errors
+/// [`Error::Invalid`] naming the field of `connect_options`.
+pub(super) fn check(overrides: &ConnectOverrides, overridable: &BTreeSet<String>) -> Result<(), Error> {
+    const TEXT_BYTES_MAX: usize = 63;
+    const SETTING_BYTES_MAX: usize = 1024;
+    const ENTRIES_MAX: usize = 16;
+    const TIMEOUT_MAX: Duration = Duration::from_hours(24);
+
+    let invalid = |field: &str, problem: String| Err(Error::invalid(format!("connect_options.{field}"), problem));
+    let o = overrides;
+    let asked = [
+        ("application_name", o.application_name.is_some()),
+        ("channel_binding", o.channel_binding.is_some()),
+        ("client_connection_check_interval", o.client_connection_check_interval.is_some()),
+        ("connect_timeout", o.connect_timeout.is_some()),
+        ("database", o.database.is_some()),
+        ("idle_in_transaction_session_timeout", o.idle_in_transaction_session_timeout.is_some()),
+        ("keepalives", o.keepalives.is_some()),
+        ("load_balance_hosts", o.load_balance_hosts.is_some()),
+        ("search_path", !o.search_path.is_empty()),
+        ("ssl_mode", o.ssl_mode.is_some()),
+        ("target_session_attrs", o.target_session_attrs.is_some()),
+        ("tcp_user_timeout", o.tcp_user_timeout.is_some()),
+        ("time_zone", o.time_zone.is_some()),
+        ("user", o.user.is_some()),
+    ];
+    let settings = o.server_settings.keys().map(|name| format!("server_settings.{name}"));
+    let asked = asked.iter().filter(|(_, asked)| *asked).map(|(name, _)| (*name).to_owned()).chain(settings);
+    for name in asked {
+        if !overridable.contains(&name) {
+            return invalid(&name, "is not for callers to choose on this engine: leave it out".into());
+        }
+    }
+    let texts = [
+        ("application_name", &o.application_name),
+        ("database", &o.database),
+        ("time_zone", &o.time_zone),
+        ("user", &o.user),
+    ];
+    for (name, text) in texts {
+        if text.as_ref().is_some_and(|text| text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0')) {
+            return invalid(name, format!("must be 1 to {TEXT_BYTES_MAX} bytes without NUL"));
+        }
+    }
+    if o.search_path.len() > ENTRIES_MAX
+        || o.search_path
+            .iter()
+            .any(|schema| schema.is_empty() || schema.len() > TEXT_BYTES_MAX || schema.contains('\0'))
+    {
+        let problem = format!("must be up to {ENTRIES_MAX} schemas of 1 to {TEXT_BYTES_MAX} bytes without NUL");
+        return invalid("search_path", problem);
+    }
+    for (name, value) in &o.server_settings {
+        if KEYED_SETTINGS.iter().any(|keyed| keyed.eq_ignore_ascii_case(name)) {
+            return invalid(&format!("server_settings.{name}"), "has an option of its own: use that".into());
+        }
+        if value.len() > SETTING_BYTES_MAX || value.contains('\0') {
+            let problem = format!("must be up to {SETTING_BYTES_MAX} bytes without NUL");
+            return invalid(&format!("server_settings.{name}"), problem);
+        }
+    }
+    let durations = [
+        ("connect_timeout", o.connect_timeout),
+        ("tcp_user_timeout", o.tcp_user_timeout),
+        ("client_connection_check_interval", o.client_connection_check_interval),
+        ("idle_in_transaction_session_timeout", o.idle_in_transaction_session_timeout),
+        ("keepalives.idle", o.keepalives.flatten().map(|keepalives| keepalives.idle)),
+        ("keepalives.interval", o.keepalives.flatten().map(|keepalives| keepalives.interval)),
+    ];
+    for (name, duration) in durations {
+        if duration.is_some_and(|duration| duration < Duration::from_millis(1) || duration > TIMEOUT_MAX) {
+            return invalid(name, "must lie between 1ms and 1day".into());
+        }
+    }
+    if o.keepalives.flatten().is_some_and(|keepalives| !(1..=127).contains(&keepalives.retries)) {
+        return invalid("keepalives.retries", "must lie between 1 and 127".into());
+    }
+    Ok(())
+}
+
+/// A `search_path` in which every schema is quoted.
+pub(crate) fn quoted_path(schemas: &[String]) -> String {
+    let quoted: Vec<_> = schemas.iter().map(|schema| format!("\"{}\"", schema.replace('"', "\"\""))).collect();
+    quoted.join(", ")
 }
 
 /// A password, or where it is kept.

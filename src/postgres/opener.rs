@@ -1,0 +1,351 @@
+//! Opening connections: stream, TLS and login within one budget, on the first host that suits; and judging, later,
+//! whether a connection is still good.
+//!
+//! Streams are opened here and not by the driver, so that their messages can be watched. Invariant: every wait has a
+//! bound.
+
+use std::future::poll_fn;
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
+use deadpool_postgres::ClientWrapper;
+use lru::LruCache;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, timeout};
+use tokio_postgres::tls::MakeTlsConnect;
+use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement as Prepared, config as driver};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+use super::connection::{Nets, StatementKey};
+use super::error::pg_error;
+use super::net::{Address, Host, Stream};
+use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
+use super::pool::{PoolOptions, jittered};
+use super::tls;
+use super::wire::{Watched, WatchedTls, Wire};
+use crate::broker::engine::CheckoutError;
+use crate::broker::error::PgError;
+use crate::secret::Secret;
+
+/// Opens connections for a sub-pool, and judges whether they are still good.
+pub(super) struct Opener {
+    options: ConnectOptions,
+    recycle: Duration,
+    pre_ping_after: Duration,
+    statement_cache_size: NonZeroUsize,
+    census: Arc<Census>,
+}
+
+/// Counts connections.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    open: AtomicUsize,
+    opened: AtomicU64,
+}
+
+impl Census {
+    /// How many are open now.
+    pub(super) fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+
+    /// How many have been opened.
+    pub(super) fn opened(&self) -> u64 {
+        self.opened.load(Ordering::Relaxed)
+    }
+}
+
+/// A place in the census, held by an open connection.
+struct Counted(Arc<Census>);
+
+impl Counted {
+    fn new(census: &Arc<Census>) -> Self {
+        census.open.fetch_add(1, Ordering::SeqCst);
+        census.opened.fetch_add(1, Ordering::Relaxed);
+        Self(census.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// An open connection.
+pub(super) struct Backend {
+    /// Dropping it ends the connection's task and closes the socket.
+    pub(super) client: ClientWrapper,
+    pub(super) wire: Arc<Wire>,
+    pub(super) address: Address,
+    /// How it is encrypted, and for which name.
+    pub(super) tls: Option<(MakeRustlsConnect, String)>,
+    pub(super) pid: i32,
+    pub(super) nets: Nets,
+    pub(super) server_version: String,
+    /// The statements prepared on it, by their text and the types given for their parameters.
+    pub(super) statements: Mutex<LruCache<StatementKey, Prepared>>,
+    standing: Standing,
+    /// When it is too old.
+    expires: Instant,
+    /// Since when nobody has used it.
+    unused_since: Instant,
+    _counted: Counted,
+}
+
+/// What a server says of itself at login.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    in_recovery: bool,
+    read_only: bool,
+}
+
+impl Standing {
+    fn suits(self, attrs: TargetSessionAttrs) -> bool {
+        match attrs {
+            TargetSessionAttrs::Any => true,
+            TargetSessionAttrs::ReadWrite => !self.in_recovery && !self.read_only,
+            TargetSessionAttrs::ReadOnly => self.in_recovery || self.read_only,
+            TargetSessionAttrs::Primary => !self.in_recovery,
+            TargetSessionAttrs::Standby | TargetSessionAttrs::PreferStandby => self.in_recovery,
+        }
+    }
+}
+
+/// Why a connection was not opened.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error("{0}")]
+    Refused(Box<PgError>),
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Manager for Opener {
+    type Type = Backend;
+    type Error = OpenError;
+
+    async fn create(&self) -> Result<Backend, OpenError> {
+        self.open().await
+    }
+
+    async fn recycle(&self, backend: &mut Backend, _: &Metrics) -> RecycleResult<OpenError> {
+        if !backend.is_usable() {
+            return Err(RecycleError::message("the server closed it, or it is too old"));
+        }
+        if backend.idle_for() < self.pre_ping_after {
+            return Ok(());
+        }
+        let standing = backend.ask().await.map_err(RecycleError::message)?;
+        let attrs = self.options.target_session_attrs;
+        // What is only preferred is no reason to give up a connection.
+        if standing.suits(attrs) || attrs == TargetSessionAttrs::PreferStandby {
+            Ok(())
+        } else {
+            Err(RecycleError::message("its server is not what is asked for any more"))
+        }
+    }
+}
+
+impl Opener {
+    pub(super) fn new(options: ConnectOptions, pool: &PoolOptions, census: Arc<Census>) -> Self {
+        Self {
+            options,
+            recycle: pool.recycle,
+            pre_ping_after: pool.pre_ping_after,
+            // None at all is the connection's business: it keeps none.
+            statement_cache_size: NonZeroUsize::new(pool.statement_cache_size).unwrap_or(NonZeroUsize::MIN),
+            census,
+        }
+    }
+
+    /// Opens a connection, within the options' budget.
+    pub(super) async fn open(&self) -> Result<Backend, OpenError> {
+        let until = Instant::now() + self.options.connect_timeout;
+        let hosts = self.hosts();
+        match self.options.target_session_attrs {
+            // Half of the budget is for finding a standby, the other half for doing without.
+            TargetSessionAttrs::PreferStandby => {
+                let half = until - self.options.connect_timeout / 2;
+                match self.open_any(&hosts, TargetSessionAttrs::Standby, half).await {
+                    Ok(backend) => Ok(backend),
+                    Err(_) => self.open_any(&hosts, TargetSessionAttrs::Any, until).await,
+                }
+            }
+            attrs => self.open_any(&hosts, attrs, until).await,
+        }
+    }
+
+    /// The hosts in the order to try them.
+    fn hosts(&self) -> Vec<&Host> {
+        let mut hosts: Vec<_> = self.options.hosts.iter().collect();
+        if self.options.load_balance_hosts == LoadBalanceHosts::Random {
+            let mut key = [0; 8];
+            hosts.sort_by_cached_key(|_| {
+                getrandom::fill(&mut key).expect("the operating system always has random bytes once it has booted");
+                key
+            });
+        }
+        hosts
+    }
+
+    /// Opens a connection to the first host that takes one and suits. Each host gets its share of what is left of the
+    /// time, so that a silent one leaves some for the next.
+    async fn open_any(&self, hosts: &[&Host], attrs: TargetSessionAttrs, until: Instant) -> Result<Backend, OpenError> {
+        let mut failures = Vec::new();
+        for (host, hosts_left) in hosts.iter().zip((1..=u32::try_from(hosts.len()).unwrap_or(u32::MAX)).rev()) {
+            let share = until.saturating_duration_since(Instant::now()) / hosts_left;
+            let cause = match timeout(share, self.open_at(host)).await {
+                Ok(Ok(backend)) if backend.standing.suits(attrs) => return Ok(backend),
+                Ok(Ok(backend)) => format!("is not {}: {:?}", attrs.word(), backend.standing),
+                // The server is there and says no, for good: another host would be asked to say the same.
+                Ok(Err(OpenError::Refused(error))) if error.sqlstate != CANNOT_CONNECT_NOW => {
+                    return Err(OpenError::Refused(error));
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("not logged in within {}", humantime::format_duration(share)),
+            };
+            failures.push(format!("{host}: {cause}"));
+        }
+        Err(OpenError::Failed(failures.join("; ")))
+    }
+
+    async fn open_at(&self, host: &Host) -> Result<Backend, OpenError> {
+        let options = &self.options;
+        let password = options.password.as_ref().map(Password::read).transpose().map_err(OpenError::Failed)?;
+        let mut config = options.driver_config(password.as_ref().map(Secret::expose));
+        let (address, stream) = host.connect(options).await.map_err(|error| OpenError::Failed(error.to_string()))?;
+        let wire = Wire::new();
+        let nets = options.nets();
+        if options.tls.mode == SslMode::Disable || matches!(host, Host::Unix(_)) {
+            // Nobody listens in on a Unix socket; libpq does not encrypt there either.
+            config.ssl_mode(driver::SslMode::Disable);
+            let watched = Watched::new(stream, wire.clone());
+            let (client, connection) = config.connect_raw(watched, NoTls).await.map_err(|error| open_error(&error))?;
+            return self.start(client, connection, wire, address, None, nets);
+        }
+        let name = host.certificate_name();
+        let connector = tls::connector(&options.tls).map_err(OpenError::Failed)?;
+        let tls = MakeTlsConnect::<Stream>::make_tls_connect(&mut connector.clone(), name)
+            .map_err(|error| OpenError::Failed(error.to_string()))?;
+        let tls = WatchedTls { tls, wire: wire.clone() };
+        let (client, connection) = config.connect_raw(stream, tls).await.map_err(|error| open_error(&error))?;
+        self.start(client, connection, wire, address, Some((connector, name.to_owned())), nets)
+    }
+
+    fn start<S, T>(
+        &self,
+        client: tokio_postgres::Client,
+        connection: tokio_postgres::Connection<S, T>,
+        wire: Arc<Wire>,
+        address: Address,
+        tls: Option<(MakeRustlsConnect, String)>,
+        nets: Nets,
+    ) -> Result<Backend, OpenError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let is_on = |name| connection.parameter(name) == Some("on");
+        let standing =
+            Standing { in_recovery: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
+        let server_version = connection.parameter("server_version").unwrap_or_default().to_owned();
+        let pid = wire.backend_pid().ok_or_else(|| OpenError::Failed("the server named no process id".into()))?;
+        let driver = tokio::spawn(drive(connection, wire.clone()));
+        let client = ClientWrapper::new(client, driver);
+        let now = Instant::now();
+        Ok(Backend {
+            client,
+            wire,
+            address,
+            tls,
+            pid,
+            nets,
+            server_version,
+            statements: Mutex::new(LruCache::new(self.statement_cache_size)),
+            standing,
+            // Jittered, so that connections opened together do not all have to be opened again together.
+            expires: now + self.recycle.mul_f64(0.4) + jittered(self.recycle.mul_f64(0.8)),
+            unused_since: now,
+            _counted: Counted::new(&self.census),
+        })
+    }
+}
+
+impl Backend {
+    /// Whether nothing is known to be against using it.
+    pub(super) fn is_usable(&self) -> bool {
+        !self.wire.is_lost() && !self.client.is_closed() && Instant::now() < self.expires
+    }
+
+    /// For how long nobody has used it.
+    pub(super) fn idle_for(&self) -> Duration {
+        self.unused_since.elapsed()
+    }
+
+    /// Notes that it has been used until now.
+    pub(super) fn used(&mut self) {
+        self.unused_since = Instant::now();
+    }
+
+    /// Asks the server whether it is there, and what it is.
+    async fn ask(&self) -> Result<Standing, String> {
+        const STANDING: &str =
+            "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only')";
+        let answers = self.client.simple_query(STANDING).await.map_err(|error| error.to_string())?;
+        let row = answers.iter().find_map(|answer| match answer {
+            SimpleQueryMessage::Row(row) => Some((row.get(0), row.get(1))),
+            _ => None,
+        });
+        let (in_recovery, read_only) = row.ok_or("the server did not say what it is")?;
+        Ok(Standing { in_recovery: in_recovery == Some("t"), read_only: read_only == Some("on") })
+    }
+}
+
+fn open_error(error: &tokio_postgres::Error) -> OpenError {
+    match error.as_db_error() {
+        Some(refusal) => OpenError::Refused(Box::new(pg_error(refusal))),
+        // The driver's own text is terse, "error performing TLS handshake": the cause says which certificate.
+        None => OpenError::Failed(match std::error::Error::source(error) {
+            Some(cause) => format!("{error}: {cause}"),
+            None => error.to_string(),
+        }),
+    }
+}
+
+/// SQLSTATE of a server that starts, stops or recovers.
+const CANNOT_CONNECT_NOW: &str = "57P03";
+
+/// SQLSTATE of a server whose connections are all in use.
+pub(super) const TOO_MANY_CONNECTIONS: &str = "53300";
+
+impl From<OpenError> for CheckoutError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Refused(error) => Self::Refused(error),
+            OpenError::Failed(cause) => Self::Unreachable(cause),
+        }
+    }
+}
+
+/// Moves a connection's messages until it ends, and notes its notices and its end.
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, wire: Arc<Wire>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    loop {
+        match poll_fn(|cx| connection.poll_message(cx)).await {
+            Some(Ok(AsyncMessage::Notice(notice))) => wire.notice(pg_error(&notice)),
+            // Notifications have no listener; the enum may grow.
+            Some(Ok(_)) => {}
+            Some(Err(error)) => {
+                return wire.lose(error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string));
+            }
+            None => return wire.lose("connection closed".into()),
+        }
+    }
+}
