@@ -6,7 +6,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::net::TcpListener;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
 use std::os::unix::process::CommandExt;
@@ -16,6 +16,7 @@ use std::process::{Child, Command, Stdio};
 /// `$1` the binaries' directory, `$2` the cluster's own directory, `$3` the port. Durability is off: nothing is to last.
 const SCRIPT: &str = r#"
 bin=$1 dir=$2 port=$3
+server=
 fail() { cat "$dir/log" >&2; exit 1; }
 trap 'rm -rf "$dir"' EXIT
 trap '' INT
@@ -24,19 +25,27 @@ trap '' INT
 for database in postgres sample; do
     "$bin/postgres" --single -j -D "$dir/data" "$database" <"$dir/$database.sql" >>"$dir/log" 2>&1 || fail
 done
-"$bin/postgres" -D "$dir/data" -c listen_addresses=127.0.0.1 -c port="$port" -c unix_socket_directories="$dir" \
-    -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200 -c timezone=UTC \
-    >>"$dir/log" 2>&1 &
-server=$!
-trap 'kill -QUIT $server 2>/dev/null; wait $server; rm -rf "$dir"' EXIT
-for _ in $(seq 300); do
-    grep -q ready "$dir/data/postmaster.pid" 2>/dev/null && break
-    kill -0 $server 2>/dev/null || fail
-    sleep 0.1
+start() {
+    "$bin/postgres" -D "$dir/data" -c listen_addresses=127.0.0.1 -c port="$port" -c unix_socket_directories="$dir" \
+        -c fsync=off -c synchronous_commit=off -c full_page_writes=off -c max_connections=200 -c timezone=UTC \
+        >>"$dir/log" 2>&1 &
+    server=$!
+    for _ in $(seq 300); do
+        grep -q ready "$dir/data/postmaster.pid" 2>/dev/null && break
+        kill -0 $server 2>/dev/null || fail
+        sleep 0.1
+    done
+    grep -q ready "$dir/data/postmaster.pid" || fail
+    echo ready
+}
+trap '[ -z "$server" ] || { kill -QUIT $server 2>/dev/null; wait $server; }; rm -rf "$dir"' EXIT
+start
+while read -r command; do
+    # The only one there is: restart.
+    kill -INT $server
+    wait $server
+    start
 done
-grep -q ready "$dir/data/postmaster.pid" || fail
-echo ready
-cat >/dev/null
 "#;
 
 /// The sample database's tables, for a first call.
@@ -134,8 +143,17 @@ impl ThrowAwayPostgres {
         &self.directory
     }
 
+    /// Stops the server, fast, and starts it again. Blocking.
+    ///
+    /// # Errors
+    /// [`DevError`], with the server's log when it would not start.
+    pub fn restart(&mut self) -> Result<(), DevError> {
+        self.script.stdin.as_mut().expect("it is piped").write_all(b"restart\n")?;
+        self.wait_until_ready()
+    }
+
     fn wait_until_ready(&mut self) -> Result<(), DevError> {
-        let mut ready = [0; 5];
+        let mut ready = [0; "ready\n".len()];
         let stdout = self.script.stdout.as_mut().expect("it is piped");
         if stdout.read_exact(&mut ready).is_ok() {
             return Ok(());

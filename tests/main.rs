@@ -20,6 +20,8 @@ mod dropped_calls;
 mod leases;
 
 mod connect_options;
+mod pool;
+mod weather;
 
 mod backends;
 mod lost_answers;

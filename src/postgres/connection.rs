@@ -19,7 +19,7 @@ use tracing::debug;
 use super::cancel::BackendCanceller;
 use super::error::pg_error;
 use super::opener::Backend;
-use super::pool::{Lease, Pool, ResetMode};
+use super::pool::{CheckedOut, Pool, ResetMode};
 use super::value::{self, Raw, Refusal};
 use crate::broker::engine::{
     Canceller, CommitVerdict, Connection, IsolationLevel, Lost, StatementError, TransactionOptions, TransactionStatus,
@@ -45,7 +45,7 @@ const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()
 
 /// A backend checked out of the pool. Invariant: dropped, it is discarded.
 pub(super) struct PooledConnection {
-    lease: Lease,
+    checked_out: CheckedOut,
     pool: Arc<Pool>,
     canceller: Arc<BackendCanceller>,
     /// Whether its transaction has run something that a strict reset does not trust.
@@ -53,14 +53,14 @@ pub(super) struct PooledConnection {
 }
 
 impl PooledConnection {
-    pub(super) fn new(lease: Lease, pool: Arc<Pool>) -> Self {
-        let Backend { client, address, tls, .. } = lease.backend();
+    pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
+        let Backend { client, address, tls, .. } = checked_out.backend();
         let canceller = Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone()));
-        Self { lease, pool, canceller, soiled: false }
+        Self { checked_out, pool, canceller, soiled: false }
     }
 
     fn backend(&self) -> &Backend {
-        self.lease.backend()
+        self.checked_out.backend()
     }
 
     /// Begins the transaction, if asked to, and prepares the statement, in one round trip; none for a statement that is
@@ -319,7 +319,7 @@ impl Connection for PooledConnection {
         match reset {
             Ok(Ok(())) if self.pool.is_overflow() => {}
             Ok(Ok(())) => {
-                if let Some(mut backend) = self.lease.backend.take() {
+                if let Some(mut backend) = self.checked_out.backend.take() {
                     backend.used();
                 }
             }
@@ -331,7 +331,7 @@ impl Connection for PooledConnection {
 
 impl Drop for PooledConnection {
     fn drop(&mut self) {
-        if let Some(backend) = self.lease.backend.take() {
+        if let Some(backend) = self.checked_out.backend.take() {
             // Taken out of the pool, which may then open another; dropping it closes the socket at once.
             drop(Object::take(backend));
         }

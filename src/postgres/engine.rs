@@ -70,9 +70,12 @@ impl Engine for PostgresEngine {
         principal: &Principal,
         overrides: &Arc<ConnectOverrides>,
     ) -> Result<Box<dyn Connection>, CheckoutError> {
-        let lease = self.pool.checkout(principal, overrides).await?;
-        self.server_version.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&lease.backend().server_version);
-        Ok(Box::new(PooledConnection::new(lease, self.pool.clone())))
+        let checked_out = self.pool.checkout(principal, overrides).await?;
+        self.server_version
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone_from(&checked_out.backend().server_version);
+        Ok(Box::new(PooledConnection::new(checked_out, self.pool.clone())))
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {

@@ -6,7 +6,7 @@
 
 use std::future::poll_fn;
 use std::num::NonZeroUsize;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
 use lru::LruCache;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement as Prepared, config as driver};
@@ -39,39 +40,28 @@ pub(super) struct Opener {
     census: Arc<Census>,
 }
 
-/// Counts connections.
-#[derive(Debug, Default)]
+/// Counts connections, and bounds how many there are.
+#[derive(Debug)]
 pub(super) struct Census {
-    open: AtomicUsize,
+    /// One permit for each connection there may be.
+    room: Arc<Semaphore>,
+    total: usize,
     opened: AtomicU64,
 }
 
 impl Census {
-    /// How many are open now.
+    pub(super) fn new(total: usize) -> Self {
+        Self { room: Arc::new(Semaphore::new(total)), total, opened: AtomicU64::new(0) }
+    }
+
+    /// How many are open, or being opened, now.
     pub(super) fn open(&self) -> usize {
-        self.open.load(Ordering::SeqCst)
+        self.total - self.room.available_permits()
     }
 
     /// How many have been opened.
     pub(super) fn opened(&self) -> u64 {
         self.opened.load(Ordering::Relaxed)
-    }
-}
-
-/// A place in the census, held by an open connection.
-struct Counted(Arc<Census>);
-
-impl Counted {
-    fn new(census: &Arc<Census>) -> Self {
-        census.open.fetch_add(1, Ordering::SeqCst);
-        census.opened.fetch_add(1, Ordering::Relaxed);
-        Self(census.clone())
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -93,7 +83,8 @@ pub(super) struct Backend {
     expires: Instant,
     /// Since when nobody has used it.
     unused_since: Instant,
-    _counted: Counted,
+    /// Its place in the census.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 /// What a server says of itself at login.
@@ -122,6 +113,9 @@ pub(super) enum OpenError {
     Refused(Box<PgError>),
     #[error("{0}")]
     Failed(String),
+    /// As many are open as there may be.
+    #[error("there is no room for another connection")]
+    NoRoom,
 }
 
 impl Manager for Opener {
@@ -164,9 +158,10 @@ impl Opener {
 
     /// Opens a connection, within the options' budget.
     pub(super) async fn open(&self) -> Result<Backend, OpenError> {
+        let room = self.census.room.clone().try_acquire_owned().map_err(|_| OpenError::NoRoom)?;
         let until = Instant::now() + self.options.connect_timeout;
         let hosts = self.hosts();
-        match self.options.target_session_attrs {
+        let opened = match self.options.target_session_attrs {
             // Half of the budget is for finding a standby, the other half for doing without.
             TargetSessionAttrs::PreferStandby => {
                 let half = until - self.options.connect_timeout / 2;
@@ -176,7 +171,8 @@ impl Opener {
                 }
             }
             attrs => self.open_any(&hosts, attrs, until).await,
-        }
+        };
+        opened.map(|backend| Backend { _room: Some(room), ..backend })
     }
 
     /// The hosts in the order to try them.
@@ -256,6 +252,7 @@ impl Opener {
         let pid = wire.backend_pid().ok_or_else(|| OpenError::Failed("the server named no process id".into()))?;
         let driver = tokio::spawn(drive(connection, wire.clone()));
         let client = ClientWrapper::new(client, driver);
+        self.census.opened.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         Ok(Backend {
             client,
@@ -270,7 +267,7 @@ impl Opener {
             // Jittered, so that connections opened together do not all have to be opened again together.
             expires: now + self.recycle.mul_f64(0.4) + jittered(self.recycle.mul_f64(0.8)),
             unused_since: now,
-            _counted: Counted::new(&self.census),
+            _room: None,
         })
     }
 }
@@ -326,7 +323,7 @@ impl From<OpenError> for CheckoutError {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Refused(error) => Self::Refused(error),
-            OpenError::Failed(cause) => Self::Unreachable(cause),
+            error @ (OpenError::Failed(_) | OpenError::NoRoom) => Self::Unreachable(error.to_string()),
         }
     }
 }

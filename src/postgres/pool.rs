@@ -137,7 +137,7 @@ struct Failing {
 }
 
 /// A connection in use, with the right to it.
-pub(super) struct Lease {
+pub(super) struct CheckedOut {
     /// First, so that it is back before another caller is let in.
     pub(super) backend: Option<Object<Opener>>,
     _share: Option<OwnedSemaphorePermit>,
@@ -152,7 +152,7 @@ impl Pool {
             waiting: AtomicUsize::new(0),
             shares: Mutex::default(),
             sub_pools: Mutex::default(),
-            census: Arc::default(),
+            census: Arc::new(Census::new(total)),
             login_failures: AtomicU64::new(0),
             connect,
             options,
@@ -195,7 +195,7 @@ impl Pool {
         &self,
         principal: &Principal,
         overrides: &Arc<ConnectOverrides>,
-    ) -> Result<Lease, CheckoutError> {
+    ) -> Result<CheckedOut, CheckoutError> {
         let until = Instant::now() + self.options.timeout;
         let share = match self.share(principal) {
             None => None,
@@ -204,7 +204,7 @@ impl Pool {
         let permit = self.wait(self.permits.clone(), until).await?;
         let sub_pool = self.sub_pool(overrides)?;
         let backend = self.open(&sub_pool, until).await?;
-        Ok(Lease { backend: Some(backend), _share: share, _permit: permit })
+        Ok(CheckedOut { backend: Some(backend), _share: share, _permit: permit })
     }
 
     /// The principal's part of the pool. The anonymous principal is everyone, and has all of it.
@@ -257,17 +257,14 @@ impl Pool {
                 }
                 sleep_until(failing.until).await;
             }
-            if sub_pool.pool.status().available == 0 {
-                self.make_room(sub_pool);
-            }
-            match sub_pool.pool.get().await {
+            match self.get(sub_pool).await {
                 Ok(backend) => {
                     *lock(&sub_pool.failing) = None;
                     return Ok(backend);
                 }
                 Err(PoolError::Backend(error)) => {
-                    self.login_failures.fetch_add(1, Ordering::Relaxed);
                     let error = CheckoutError::from(error);
+                    self.login_failures.fetch_add(1, Ordering::Relaxed);
                     debug!(cause = %error, attempt, "cannot open a connection");
                     let passing = error.may_pass();
                     sub_pool.fail(error.clone());
@@ -281,15 +278,24 @@ impl Pool {
         unreachable!("the loop ends with its attempts")
     }
 
-    /// Closes an idle connection of another sub-pool when all there may be are open.
-    fn make_room(&self, needy: &SubPool) {
-        if self.census.open() < self.total() {
-            return;
+    /// A connection of the sub-pool; where there is no room for a new one, an idle one of another sub-pool is closed.
+    async fn get(&self, sub_pool: &SubPool) -> Result<Object<Opener>, PoolError<OpenError>> {
+        loop {
+            match sub_pool.pool.get().await {
+                // Connections in use are bounded by their permits, ours among them: if there is no room, one is idle.
+                Err(PoolError::Backend(OpenError::NoRoom)) => self.close_one_idle(),
+                got => return got,
+            }
+            tokio::task::yield_now().await;
         }
-        let others: Vec<_> = lock(&self.sub_pools).values().cloned().collect();
-        for other in others.iter().filter(|other| !std::ptr::eq(other.as_ref(), needy)) {
+    }
+
+    fn close_one_idle(&self) {
+        let sub_pools: Vec<_> = lock(&self.sub_pools).values().cloned().collect();
+        for sub_pool in sub_pools {
             let mut closed = false;
-            other.pool.retain(|_, _| std::mem::replace(&mut closed, true));
+            // Keeps all from the second on.
+            sub_pool.pool.retain(|_, _| std::mem::replace(&mut closed, true));
             if closed {
                 return;
             }
@@ -317,7 +323,8 @@ impl Pool {
             });
         }
         lock(&self.sub_pools).retain(|overrides, sub_pool| {
-            overrides.is_empty() || Arc::strong_count(sub_pool) > 2 || !sub_pool.is_unused()
+            // Two that hold it are this function and the map.
+            overrides.is_empty() || Arc::strong_count(sub_pool) > 2 || sub_pool.pool.status().size > 0
         });
         drop(sub_pools);
         let own = Arc::new(ConnectOverrides::default());
@@ -325,7 +332,7 @@ impl Pool {
         while self.census.open() < self.options.idle_min.min(self.options.size) {
             // Held until all are open, or the same one would be handed out again.
             match self.checkout(&Principal::anonymous(), &own).await {
-                Ok(lease) => fresh.push(lease),
+                Ok(checked_out) => fresh.push(checked_out),
                 Err(error) => {
                     debug!(cause = %error, "cannot keep the least number of connections open");
                     break;
@@ -343,7 +350,7 @@ impl Pool {
 
     /// Opens a connection beside the pool, and closes it again.
     pub(super) async fn probe(&self) -> Result<(), OpenError> {
-        Opener::new(self.connect.clone(), &self.options, Arc::default()).open().await.map(drop)
+        Opener::new(self.connect.clone(), &self.options, Arc::new(Census::new(1))).open().await.map(drop)
     }
 }
 
@@ -367,7 +374,8 @@ impl SubPool {
     }
 
     fn is_unused(&self) -> bool {
-        self.pool.status().size == 0 || self.pool.status().available == self.pool.status().size
+        let status = self.pool.status();
+        status.available == status.size
     }
 
     /// The failure that new attempts wait out.
@@ -383,7 +391,7 @@ impl SubPool {
     }
 }
 
-impl Lease {
+impl CheckedOut {
     /// The connection.
     pub(super) fn backend(&self) -> &Backend {
         self.backend.as_ref().expect("it is there until it has been given back")

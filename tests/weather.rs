@@ -1,0 +1,235 @@
+//! Bad weather: servers that restart, are full, refuse, change their role, or speak nonsense.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use session_broker::grpc::pb;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+use tonic::Code;
+
+use crate::support::{Broker, Database, Failure, Server, wait_until};
+use pb::TransactionState;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_under_idle_connections_is_not_seen_by_new_sessions() {
+    let mut server = Server::start();
+    let broker = Broker::start_at(&server.postgres.url("sample"), "", "").await;
+    let sessions = [broker.session().await, broker.session().await, broker.session().await];
+    for session in &sessions {
+        session.execute("SELECT 1").await.unwrap();
+    }
+    for session in &sessions {
+        session.commit().await.unwrap();
+    }
+    server.postgres.restart().unwrap();
+    for _ in 0..3 {
+        broker.session().await.execute("SELECT 1").await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_logins_have_codes_of_their_own_and_are_not_repeated_in_vain() {
+    let server = Server::start();
+    let url = server.postgres.url("sample");
+    let refused = async |url: String| {
+        let broker = Broker::start_at(&url, "", "").await;
+        let session = broker.session().await;
+        let failure = session.execute("SELECT 1").await.unwrap_err();
+        assert_eq!(failure.transaction_state(), TransactionState::None);
+        (failure, session.get().await.unwrap().pool.unwrap().login_failures)
+    };
+    let (password, attempts) = refused(url.replace(&server.password, "wrong")).await;
+    assert_eq!((password.code, password.metadata["sqlstate"].as_str()), (Code::PermissionDenied, "28P01"));
+    assert_eq!(attempts, 1);
+    let (database, attempts) = refused(url.replace("/sample", "/nowhere")).await;
+    assert_eq!((database.code, database.metadata["sqlstate"].as_str()), (Code::FailedPrecondition, "3D000"));
+    assert_eq!(attempts, 1);
+    server.psql("ALTER ROLE broker CONNECTION LIMIT 0");
+    let (full, attempts) = refused(url).await;
+    assert_eq!((full.code, full.metadata["sqlstate"].as_str()), (Code::ResourceExhausted, "53300"));
+    assert!((2..=5).contains(&attempts), "{attempts}");
+    assert!(full.retry_info);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_server_is_waited_for() {
+    let server = Server::start();
+    server.psql("ALTER ROLE broker CONNECTION LIMIT 0");
+    let broker = Broker::start_at(&server.postgres.url("sample"), "pool_timeout = \"10s\"", "").await;
+    let session = broker.session().await;
+    let waiting = tokio::spawn({
+        let session = session.clone();
+        async move { session.execute("SELECT 1").await }
+    });
+    while session.get().await.unwrap().pool.unwrap().login_failures == 0 {}
+    server.psql("ALTER ROLE broker CONNECTION LIMIT -1");
+    waiting.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_to_a_server_that_takes_no_writes_any_more_is_retired_at_checkout() {
+    let server = Server::start();
+    let engine = "target_session_attrs = \"read-write\"\npool_pre_ping_after = \"0s\"";
+    let broker = Broker::start_at(&server.postgres.url("sample"), engine, "").await;
+    let session = broker.session().await;
+    session.execute_and_commit("UPDATE accounts SET balance = 1").await.unwrap();
+    let read_only = |on: &str| {
+        server.psql(&format!("ALTER SYSTEM SET default_transaction_read_only = {on}"));
+        server.psql("SELECT pg_reload_conf()");
+        wait_until(|| server.psql("SHOW default_transaction_read_only") == on);
+    };
+    read_only("on");
+    let refused = session.execute("UPDATE accounts SET balance = 2").await.unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::Unavailable, "ENGINE_UNREACHABLE"));
+    read_only("off");
+    session.execute_and_commit("UPDATE accounts SET balance = 2").await.unwrap();
+}
+
+/// Messages as PostgreSQL frames them.
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 4).unwrap();
+    [&[tag], length.to_be_bytes().as_slice(), body].concat()
+}
+
+/// A server that lets everyone in and then says `nonsense`, endlessly or once, to whatever it is asked.
+async fn hostile(nonsense: Vec<u8>, endless: bool) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let welcome = [
+        message(b'R', &0_u32.to_be_bytes()),
+        message(b'S', b"server_version\x0015\0"),
+        message(b'K', &[0, 0, 0, 1, 0, 0, 0, 2]),
+        message(b'Z', b"I"),
+    ]
+    .concat();
+    tokio::spawn(async move {
+        loop {
+            let (mut caller, _) = listener.accept().await.unwrap();
+            let (welcome, nonsense) = (welcome.clone(), nonsense.clone());
+            tokio::spawn(async move {
+                let mut asked = [0; 4096];
+                if caller.read(&mut asked).await.is_err() || caller.write_all(&welcome).await.is_err() {
+                    return;
+                }
+                while caller.read(&mut asked).await.is_ok_and(|count| count > 0) {
+                    while caller.write_all(&nonsense).await.is_ok() && endless {}
+                }
+            });
+        }
+    });
+    format!("postgresql://u@127.0.0.1:{port}/db")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_speaks_nonsense_ends_its_session_only() {
+    let error_without_sqlstate = message(b'E', b"SERROR\0Mno code\0\0");
+    let short_row = [
+        message(b'1', b""),
+        message(b't', &[0, 0]),
+        message(b'T', b"\0\x01x\0\0\0\0\0\0\0\0\0\0\x17\0\x04\xff\xff\xff\xff\0\0"),
+        message(b'Z', b"T"),
+        message(b'2', b""),
+        message(b'D', &[0, 9, 0, 0]),
+    ]
+    .concat();
+    let notice = message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mlong\0\0");
+    let starting = message(b'E', b"SFATAL\0VFATAL\0C57P03\0Mstarting up\0\0");
+    for (nonsense, endless) in [
+        (error_without_sqlstate, false),
+        (short_row, false),
+        (notice, true),
+        (starting, false),
+        (b"\xff\xff\xff\xff\xff\xff".to_vec(), false),
+    ] {
+        let broker = Broker::start_at(&hostile(nonsense.clone(), endless).await, "", "").await;
+        let session = broker.session().await;
+        let request =
+            pb::ExecuteRequest { timeout: crate::support::seconds(1), ..session.statement("SELECT 1", vec![]) };
+        let failure: Failure = session.run(request).await.unwrap_err();
+        let typed = [Code::Unavailable, Code::Aborted, Code::DeadlineExceeded];
+        assert!(typed.contains(&failure.code), "{nonsense:?}: {failure:?}");
+        // The broker lives, and so do its other sessions.
+        broker.session().await.keep_alive().await.unwrap();
+    }
+}
+
+/// Callers that do what they can on a database that restarts, for `SOAK_SECONDS` (5 unless set), every
+/// `SOAK_RESTART_SECONDS` (2).
+#[tokio::test(flavor = "multi_thread")]
+async fn the_pool_is_whole_after_a_database_that_restarted_under_many_callers() {
+    const CALLERS: usize = 64;
+    let seconds = |name: &str, default: u64| {
+        Duration::from_secs(std::env::var(name).map_or(default, |text| text.parse().unwrap()))
+    };
+    let (run, pause) = (seconds("SOAK_SECONDS", 5), seconds("SOAK_RESTART_SECONDS", 2));
+    let mut server = Server::start();
+    let broker = Broker::start_at(&server.postgres.url("sample"), "", "").await;
+    let until = Instant::now() + run;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..CALLERS {
+        let client = broker.client();
+        callers.spawn(async move {
+            let mut heard = BTreeMap::<String, u64>::new();
+            while Instant::now() < until {
+                let session = crate::support::Session::begin(client.clone(), pb::BeginSessionRequest::default()).await;
+                let session = session.unwrap();
+                let work = async {
+                    session.execute("SELECT * FROM accounts").await?;
+                    session.execute("UPDATE accounts SET balance = balance + 1 WHERE id = 1").await?;
+                    session.commit().await
+                };
+                let said = match work.await {
+                    Ok(_) => "committed".to_owned(),
+                    Err(failure) => format!("{:?} {}", failure.code, failure.reason),
+                };
+                *heard.entry(said).or_default() += 1;
+                session.close().await.unwrap();
+            }
+            heard
+        });
+    }
+    let mut restarts = 0;
+    while Instant::now() + pause < until {
+        tokio::time::sleep(pause).await;
+        server.postgres.restart().unwrap();
+        restarts += 1;
+    }
+    let mut heard = BTreeMap::<String, u64>::new();
+    for (said, times) in callers.join_all().await.into_iter().flatten() {
+        *heard.entry(said).or_default() += times;
+    }
+    // Nobody hears of a defect, and most work is done.
+    let expected = ["committed", "Aborted", "Unavailable", "ResourceExhausted", "Unknown"];
+    assert!(heard.keys().all(|said| expected.iter().any(|known| said.starts_with(known))), "{heard:?}");
+    let session = broker.session().await;
+    let mut pool = session.get().await.unwrap().pool.unwrap();
+    while pool.in_use > 0 {
+        pool = session.get().await.unwrap().pool.unwrap();
+    }
+    assert_eq!(pool.waiting, 0);
+    assert!(pool.open <= pool.size + pool.overflow_max, "{pool:?}");
+    let connections = "SELECT count(*) FROM pg_stat_activity WHERE usename = 'broker' AND state = 'idle'";
+    wait_until(|| server.psql(connections) == pool.open.to_string());
+    let committed = heard.get("committed").copied().unwrap_or_default();
+    // A commit whose answer was lost may have happened.
+    let unknown = heard.iter().filter(|(said, _)| said.starts_with("Unknown")).map(|(_, times)| times).sum::<u64>();
+    let written = server.psql("SELECT (balance - 100)::int8 FROM accounts WHERE id = 1").parse().unwrap();
+    assert!((committed..=committed + unknown).contains(&written), "{written} written, {heard:?}");
+    let report = format!("{restarts} restarts, {heard:?}, {pool:?}\n");
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), report.as_bytes());
+    assert!(committed > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_without_a_server_says_where_it_looked() {
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let database = Database::create();
+    let url = database.url();
+    let real = url.split('@').nth(1).unwrap().split('/').next().unwrap();
+    let broker = Broker::start_at(&url.replace(real, &nobody.to_string()), "", "").await;
+    let failure = broker.session().await.execute("SELECT 1").await.unwrap_err();
+    assert_eq!(failure.reason, "ENGINE_UNREACHABLE");
+    assert!(failure.message.contains(&nobody.to_string()), "{failure:?}");
+}
