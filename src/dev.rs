@@ -206,7 +206,7 @@ fn unprivileged_account() -> io::Result<(u32, u32)> {
 }
 
 /// Where `initdb` and `postgres` are: `$PG_BIN`, the PATH, or the newest that a package has installed.
-fn server_programs() -> Option<PathBuf> {
+pub fn server_programs() -> Option<PathBuf> {
     const PACKAGES: [&str; 4] =
         ["/usr/lib/postgresql", "/opt/homebrew/opt", "/usr/local/opt", "/Applications/Postgres.app/Contents/Versions"];
     let given = std::env::var_os("PG_BIN").map(PathBuf::from);
@@ -228,8 +228,11 @@ fn version(bin: &Path) -> u32 {
     name.trim_start_matches("postgresql@").parse().unwrap_or(0)
 }
 
-/// A port that is free, below those that the system hands out to clients: the server takes it only a second later.
-fn free_port() -> io::Result<u16> {
+/// A port that is free, below those that the system hands out to clients: a server takes it only a second later.
+///
+/// # Errors
+/// When none is.
+pub fn free_port() -> io::Result<u16> {
     const FIRST: u16 = 20_000;
     const COUNT: u16 = 12_000;
     let start = u16::from_be_bytes(random()) % COUNT;

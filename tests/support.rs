@@ -2,13 +2,14 @@
 
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use prost::Message;
 use session_broker::config::Config;
-use session_broker::dev::ThrowAwayPostgres;
+use session_broker::dev::{self, ThrowAwayPostgres};
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use session_broker::server;
@@ -222,6 +223,64 @@ impl Server {
     pub(crate) fn login(&self) -> String {
         let Self { port, password, .. } = self;
         format!("port = {port}\nuser = \"broker\"\npassword = {password:?}\ndatabase = \"sample\"\n")
+    }
+}
+
+/// A streaming standby of a [`Server`].
+pub(crate) struct Standby {
+    script: Child,
+    directory: tempfile::TempDir,
+    pub(crate) port: String,
+    admin_url: String,
+}
+
+impl Standby {
+    /// Copies the primary and follows it. Stops when its input ends, as the throw-away PostgreSQL does.
+    pub(crate) fn start(primary: &Server) -> Self {
+        const SCRIPT: &str = r#"
+            pg_basebackup -h 127.0.0.1 -p "$2" -U postgres -D "$1/data" -X stream -R -c fast || exit 1
+            "$4/postgres" -D "$1/data" -c port="$3" -c unix_socket_directories="$1" -c max_connections=200 \
+                >"$1/log" 2>&1 &
+            server=$!
+            read -r _
+            kill -QUIT $server; wait $server; rm -rf "$1/data" "$1/log"
+        "#;
+        let port = dev::free_port().unwrap().to_string();
+        let directory = tempfile::tempdir().unwrap();
+        let owner = std::fs::metadata(primary.postgres.directory()).unwrap();
+        std::os::unix::fs::chown(directory.path(), Some(owner.uid()), Some(owner.gid())).unwrap();
+        let admin_url = primary.postgres.admin_url("sample");
+        let password = admin_url.trim_start_matches("postgresql://postgres:").split('@').next().unwrap();
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", SCRIPT, "standby"])
+            .args([directory.path().as_os_str(), primary.port.as_ref(), port.as_ref()])
+            .arg(dev::server_programs().unwrap())
+            .current_dir(directory.path())
+            .env("PGPASSWORD", password)
+            .stdin(Stdio::piped());
+        if std::fs::metadata("/proc/self").is_ok_and(|own| own.uid() == 0) {
+            command.uid(owner.uid()).gid(owner.gid());
+        }
+        let script = command.spawn().unwrap();
+        let admin_url = admin_url.replace(&primary.port, &port);
+        let standby = Self { script, directory, port, admin_url };
+        wait_until(|| {
+            std::fs::read_to_string(standby.directory.path().join("data/postmaster.pid"))
+                .is_ok_and(|state| state.contains("ready"))
+        });
+        standby
+    }
+
+    pub(crate) fn psql(&self, sql: &str) -> String {
+        psql(&self.admin_url, sql)
+    }
+}
+
+impl Drop for Standby {
+    fn drop(&mut self) {
+        drop(self.script.stdin.take());
+        let _ = self.script.wait();
     }
 }
 

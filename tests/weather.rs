@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tonic::Code;
 
-use crate::support::{Broker, Database, Failure, Server, wait_until};
+use crate::support::{Broker, Database, Failure, Server, Standby, wait_until};
 use pb::TransactionState;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,6 +85,84 @@ async fn a_connection_to_a_server_that_takes_no_writes_any_more_is_retired_at_ch
     assert_eq!((refused.code, refused.reason.as_str()), (Code::Unavailable, "ENGINE_UNREACHABLE"));
     read_only("off");
     session.execute_and_commit("UPDATE accounts SET balance = 2").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_follow_the_primary_to_another_server() {
+    let primary = Server::start();
+    let standby = Standby::start(&primary);
+    let url = format!(
+        "postgresql://broker:{}@127.0.0.1:{},127.0.0.1:{}/sample",
+        primary.password, primary.port, standby.port
+    );
+    let start = async |attrs: &str| {
+        let engine = format!("target_session_attrs = {attrs:?}\npool_pre_ping_after = \"0s\"");
+        Broker::start_at(&url, &engine, "").await
+    };
+    let place = |port: &str| format!("127.0.0.1:{port}");
+    for attrs in ["standby", "prefer-standby", "read-only"] {
+        let broker = start(attrs).await;
+        let session = broker.session().await;
+        let refused = session.execute("UPDATE accounts SET balance = 7").await.unwrap_err();
+        assert_eq!(refused.metadata["sqlstate"], "25006", "{attrs}");
+        assert_eq!(session.get().await.unwrap().host, place(&standby.port), "{attrs}");
+    }
+    let broker = start("read-write").await;
+    let session = broker.session().await;
+    session.execute("UPDATE accounts SET balance = 7").await.unwrap();
+    assert_eq!(session.get().await.unwrap().host, place(&primary.port));
+    session.commit().await.unwrap();
+    drop(primary);
+    let between = session.execute("UPDATE accounts SET balance = 8").await.unwrap_err();
+    assert_eq!((between.code, between.reason.as_str()), (Code::Unavailable, "ENGINE_UNREACHABLE"));
+    assert_eq!(standby.psql("SELECT pg_promote()"), "t");
+    let session = broker.session().await;
+    while let Err(failure) = session.execute("UPDATE accounts SET balance = 9").await {
+        // The last failed login is still fresh.
+        assert_eq!(failure.reason, "ENGINE_UNREACHABLE", "{failure:?}");
+    }
+    assert_eq!(session.get().await.unwrap().host, place(&standby.port));
+    session.commit().await.unwrap();
+    assert_eq!(standby.psql("SELECT DISTINCT balance::int FROM accounts"), "9");
+}
+
+/// A server that answers a login with `reply` and then says nothing more.
+async fn at_login(reply: Vec<u8>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        let mut callers = Vec::new();
+        loop {
+            let (mut caller, _) = listener.accept().await.unwrap();
+            let mut asked = [0; 4096];
+            let _ = caller.read(&mut asked).await;
+            let _ = caller.write_all(&reply).await;
+            callers.push(caller);
+        }
+    });
+    format!("postgresql://u:p@127.0.0.1:{port}/db")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_silent_after_asking_for_the_password_costs_the_connect_timeout() {
+    // It asks for SCRAM-SHA-256, and never goes on.
+    let sasl = message(b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0");
+    let broker = Broker::start_at(&at_login(sasl).await, "connect_timeout = \"200ms\"", "").await;
+    let failure = broker.session().await.execute("SELECT 1").await.unwrap_err();
+    assert_eq!(failure.reason, "ENGINE_UNREACHABLE");
+    assert!(failure.message.contains("connect_timeout of 200ms"), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_starts_up_is_asked_again_a_few_times() {
+    let starting = message(b'E', b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0");
+    let broker = Broker::start_at(&at_login(starting).await, "", "").await;
+    let session = broker.session().await;
+    let failure = session.execute("SELECT 1").await.unwrap_err();
+    assert_eq!(failure.code, Code::Unavailable);
+    assert!(failure.message.contains("starting up"), "{failure:?}");
+    let attempts = session.get().await.unwrap().pool.unwrap().login_failures;
+    assert!((2..=5).contains(&attempts), "{attempts}");
 }
 
 /// Messages as PostgreSQL frames them.

@@ -192,21 +192,28 @@ impl Opener {
     /// time, so that a silent one leaves some for the next.
     async fn open_any(&self, hosts: &[&Host], attrs: TargetSessionAttrs, until: Instant) -> Result<Backend, OpenError> {
         let mut failures = Vec::new();
+        let mut starting = None;
         for (host, hosts_left) in hosts.iter().zip((1..=u32::try_from(hosts.len()).unwrap_or(u32::MAX)).rev()) {
             let share = until.saturating_duration_since(Instant::now()) / hosts_left;
             let cause = match timeout(share, self.open_at(host)).await {
                 Ok(Ok(backend)) if backend.standing.suits(attrs) => return Ok(backend),
                 Ok(Ok(backend)) => format!("is not {}: {:?}", attrs.word(), backend.standing),
-                // The server is there and says no, for good: another host would be asked to say the same.
-                Ok(Err(OpenError::Refused(error))) if error.sqlstate != CANNOT_CONNECT_NOW => {
-                    return Err(OpenError::Refused(error));
+                Ok(Err(OpenError::Refused(error))) if error.sqlstate == CANNOT_CONNECT_NOW => {
+                    starting = Some(error);
+                    continue;
                 }
+                // The server is there and says no, for good: another host would be asked to say the same.
+                Ok(Err(OpenError::Refused(error))) => return Err(OpenError::Refused(error)),
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("not logged in within {}", humantime::format_duration(share)),
+                Err(_) => {
+                    let budget = humantime::format_duration(self.options.connect_timeout);
+                    format!("not logged in within its part of the connect_timeout of {budget}")
+                }
             };
             failures.push(format!("{host}: {cause}"));
         }
-        Err(OpenError::Failed(failures.join("; ")))
+        // One that starts up may be there in a moment, which is worth more to know than what the others said.
+        Err(starting.map_or_else(|| OpenError::Failed(failures.join("; ")), OpenError::Refused))
     }
 
     async fn open_at(&self, host: &Host) -> Result<Backend, OpenError> {
