@@ -192,6 +192,23 @@ async fn run_time_parameters_reach_every_transaction_and_survive_the_reset() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn options_of_newer_servers_arrive_there_and_are_refused_by_older_ones() {
+    let newer = ENCRYPTED.server.psql("SELECT current_setting('server_version_num')::int >= 170000") == "t";
+    let timeout = ENCRYPTED.engine("db.test", "ssl_mode = \"disable\"\ntransaction_timeout = \"17s\"");
+    let direct = ENCRYPTED.engine("db.test", "ssl_mode = \"require\"\nssl_negotiation = \"direct\"");
+    if newer {
+        let shown = query(&timeout, "SELECT current_setting('transaction_timeout')").await.unwrap();
+        assert_eq!(shown, ["17s"]);
+        assert_eq!(query(&direct, ENCRYPTION).await.unwrap()[0], "true");
+    } else {
+        let refused = query(&timeout, "SELECT 'in'").await.unwrap_err();
+        assert_eq!(refused.metadata["sqlstate"], "42704");
+        assert!(refused.message.contains("transaction_timeout"), "{refused:?}");
+        refusal(&direct).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_settings_of_its_own_an_engine_has_the_nets_of_the_transaction() {
     let engine = ENCRYPTED.engine("db.test", "ssl_mode = \"disable\"\nstatement_timeout = \"1h\"");
     let sql = "SELECT current_setting('statement_timeout'), current_setting('idle_in_transaction_session_timeout')";

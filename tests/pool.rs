@@ -201,7 +201,7 @@ fn connect(options: pb::ConnectOptions) -> pb::BeginSessionRequest {
 }
 
 const OVERRIDABLE: &str = "overridable = [\"application_name\", \"search_path\", \"time_zone\", \"database\", \
-     \"client_connection_check_interval\", \"server_settings.work_mem\"]";
+     \"client_connection_check_interval\", \"idle_in_transaction_session_timeout\", \"server_settings.work_mem\"]";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_change_what_is_theirs_to_change() {
@@ -213,16 +213,18 @@ async fn callers_change_what_is_theirs_to_change() {
             search_path: vec!["a b".into(), "c\"d".into()],
             time_zone: Some("Europe/Vienna".into()),
             client_connection_check_interval: crate::support::millis(800),
+            idle_in_transaction_session_timeout: crate::support::seconds(20),
             database: Some("postgres".into()),
             server_settings: [("work_mem".to_owned(), "5MB".to_owned())].into(),
             ..Default::default()
         }))
         .await;
     let shown = "SELECT current_setting('application_name'), current_setting('search_path'), current_setting('TimeZone'), \
-         current_setting('client_connection_check_interval'), current_setting('work_mem'), current_database()::text";
+         current_setting('client_connection_check_interval'), current_setting('idle_in_transaction_session_timeout'), current_setting('work_mem'), \
+         current_database()::text";
     for _ in 0..2 {
         let row = first_row(&session.execute_and_commit(shown).await.unwrap());
-        let expected = ["billing", "\"a b\", \"c\"\"d\"", "Europe/Vienna", "800ms", "5MB", "postgres"];
+        let expected = ["billing", "\"a b\", \"c\"\"d\"", "Europe/Vienna", "800ms", "20s", "5MB", "postgres"];
         assert_eq!(row, expected.map(text));
     }
     assert_eq!(session.get().await.unwrap().database, "postgres");

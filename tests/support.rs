@@ -238,7 +238,7 @@ impl Standby {
     /// Copies the primary and follows it. Stops when its input ends, as the throw-away PostgreSQL does.
     pub(crate) fn start(primary: &Server) -> Self {
         const SCRIPT: &str = r#"
-            pg_basebackup -h 127.0.0.1 -p "$2" -U postgres -D "$1/data" -X stream -R -c fast || exit 1
+            PATH="$4:$PATH" pg_basebackup -h 127.0.0.1 -p "$2" -U postgres -D "$1/data" -X stream -R -c fast || exit 1
             "$4/postgres" -D "$1/data" -c port="$3" -c unix_socket_directories="$1" -c max_connections=200 \
                 >"$1/log" 2>&1 &
             server=$!

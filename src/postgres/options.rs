@@ -301,3 +301,88 @@ pub struct Tls {
     /// How TLS begins.
     pub negotiation: SslNegotiation,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overridden() -> ConnectOverrides {
+        let second = Duration::from_secs(1);
+        ConnectOverrides {
+            database: Some("d".into()),
+            user: Some("u".into()),
+            application_name: Some("a".into()),
+            connect_timeout: Some(2 * second),
+            ssl_mode: Some(SslMode::VerifyCa),
+            target_session_attrs: Some(TargetSessionAttrs::Standby),
+            load_balance_hosts: Some(LoadBalanceHosts::Random),
+            channel_binding: Some(ChannelBinding::Require),
+            keepalives: Some(None),
+            tcp_user_timeout: Some(3 * second),
+            client_connection_check_interval: Some(4 * second),
+            idle_in_transaction_session_timeout: Some(5 * second),
+            search_path: vec!["s".into()],
+            time_zone: Some("UTC".into()),
+            server_settings: BTreeMap::from([("work_mem".into(), "1MB".into())]),
+        }
+    }
+
+    #[test]
+    fn every_option_a_caller_asks_for_goes_over_the_engines() {
+        let engines = ConnectOptions {
+            hosts: vec![Host::Unix("/run".into())],
+            user: "engine".into(),
+            password: None,
+            database: "engine".into(),
+            application_name: "engine".into(),
+            connect_timeout: Duration::from_mins(1),
+            keepalives: Some(Keepalives::default()),
+            tcp_user_timeout: None,
+            target_session_attrs: TargetSessionAttrs::Any,
+            load_balance_hosts: LoadBalanceHosts::Disable,
+            channel_binding: ChannelBinding::Prefer,
+            tls: Tls { mode: SslMode::Disable, root_cert: None, identity: None, negotiation: SslNegotiation::Postgres },
+            settings: BTreeMap::from([("work_mem".into(), "9MB".into()), ("jit".into(), "off".into())]),
+        };
+        assert_eq!(engines.with(&ConnectOverrides::default()), engines);
+        let settings = [
+            ("TimeZone", "UTC"),
+            ("client_connection_check_interval", "4000"),
+            ("idle_in_transaction_session_timeout", "5000"),
+            ("jit", "off"),
+            ("search_path", "\"s\""),
+            ("work_mem", "1MB"),
+        ];
+        let expected = ConnectOptions {
+            user: "u".into(),
+            database: "d".into(),
+            application_name: "a".into(),
+            connect_timeout: Duration::from_secs(2),
+            keepalives: None,
+            tcp_user_timeout: Some(Duration::from_secs(3)),
+            target_session_attrs: TargetSessionAttrs::Standby,
+            load_balance_hosts: LoadBalanceHosts::Random,
+            channel_binding: ChannelBinding::Require,
+            tls: Tls { mode: SslMode::VerifyCa, ..engines.tls.clone() },
+            settings: settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            ..engines.clone()
+        };
+        assert_eq!(engines.with(&overridden()), expected);
+    }
+
+    #[test]
+    fn every_option_is_refused_unless_it_is_listed() {
+        let all: BTreeSet<String> =
+            OVERRIDABLE.iter().map(|name| (*name).to_owned()).chain(["server_settings.work_mem".into()]).collect();
+        assert_eq!(check(&overridden(), &all), Ok(()));
+        for missing in &all {
+            let mut listed = all.clone();
+            listed.remove(missing);
+            let refused = check(&overridden(), &listed).unwrap_err();
+            assert!(
+                matches!(&refused, Error::Invalid { field, .. } if *field == format!("connect_options.{missing}")),
+                "{missing}: {refused}"
+            );
+        }
+    }
+}
