@@ -134,8 +134,12 @@ async fn connections_are_recycled_and_retired_and_kept() {
     let broker = Broker::start_with(&kept, engine, "").await;
     let session = broker.session().await;
     until_pool(&session, |pool| pool.idle == 2).await;
-    let opened = pool(&session).await.opened;
-    assert!(opened >= 2);
+    let pids =
+        format!("{} AND pid IS NOT NULL", CONNECTIONS.replace("count(*)", "string_agg(pid::text, ' ' ORDER BY pid)"));
+    let before = kept.psql(&pids);
+    // Past a dozen idle timeouts and a round of maintenance they are still the same.
+    kept.psql("SELECT pg_sleep(1.5)");
+    assert_eq!(kept.psql(&pids), before);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,8 +153,11 @@ async fn a_strict_reset_trusts_only_plain_statements_and_never_reuse_trusts_none
     let session = strict.session().await;
     let first = pid(&session).await;
     assert_eq!(pid(&session).await, first);
-    session.execute_and_commit("SET work_mem = '1MB'").await.unwrap();
-    assert_ne!(pid(&session).await, first);
+    for trace in ["SET work_mem = '1MB'", "CREATE TABLE copied AS SELECT 1 AS n", "SELECT 1 AS n INTO again"] {
+        let before = pid(&session).await;
+        session.execute_and_commit(trace).await.unwrap();
+        assert_ne!(pid(&session).await, before, "{trace}");
+    }
 
     let never = start("never-reuse").await;
     let session = never.session().await;
@@ -194,6 +201,63 @@ async fn a_changed_table_is_prepared_for_anew() {
     assert_eq!(stale.advice, pb::retry_advice::Scope::Transaction);
     session.rollback().await.unwrap();
     assert_eq!(count(&session).await, 4);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_prepared_amid_anothers_temporary_tables_and_path_works_for_the_next() {
+    let database = Database::create();
+    database.psql(
+        "CREATE SCHEMA other AUTHORIZATION broker; CREATE TABLE other.accounts (id text); \
+         ALTER TABLE other.accounts OWNER TO broker",
+    );
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
+    let sql = "SELECT count(*) FROM accounts WHERE id = $1";
+    for before in ["CREATE TEMP TABLE accounts (id text)", "SELECT set_config('search_path', 'other', false)"] {
+        let leaver = broker.session().await;
+        leaver.execute(before).await.unwrap();
+        leaver.run(leaver.statement(sql, vec![text("x")])).await.unwrap();
+        leaver.commit().await.unwrap();
+        let next = broker.session().await;
+        let found = next.run(next.statement(sql, vec![text("1")])).await.unwrap();
+        assert_eq!(first_row(&found), [int(1)], "after {before}");
+        next.commit().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_reset_runs_no_code_of_callers() {
+    let database = Database::create();
+    database.psql("CREATE TABLE ran (by text); GRANT ALL ON ran TO PUBLIC; GRANT CREATE ON SCHEMA public TO PUBLIC");
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
+    let session = broker.session().await;
+    for (left, right) in [("int4", "numeric"), ("float8", "numeric"), ("int4", "float8"), ("float8", "int4")] {
+        let trap = format!(
+            "CREATE FUNCTION trap({left}, {right}) RETURNS float8 LANGUAGE plpgsql AS \
+             $$ BEGIN INSERT INTO ran VALUES (current_user); RETURN 0; END $$"
+        );
+        session.execute(&trap).await.unwrap();
+        let operator = format!("CREATE OPERATOR / (FUNCTION = trap, LEFTARG = {left}, RIGHTARG = {right})");
+        // Where PostgreSQL has one of its own already, it comes first.
+        session.execute(&operator).await.unwrap();
+    }
+    session.commit().await.unwrap();
+    broker.session().await.execute_and_commit("SELECT 1").await.unwrap();
+    assert_eq!(database.psql("SELECT count(*) FROM ran"), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_fails_keeps_nobody_from_connections_that_are_there() {
+    let server = crate::support::Server::start();
+    let engine = "pool_size = 3\nmax_overflow = 0\npool_timeout = \"5s\"";
+    let broker = Broker::start_at(&server.postgres.url("sample"), engine, "").await;
+    let (one, two) = (broker.session().await, broker.session().await);
+    one.execute("SELECT 1").await.unwrap();
+    server.psql("ALTER ROLE broker PASSWORD 'changed'");
+    let refused = two.execute("SELECT 1").await.unwrap_err();
+    assert_eq!(refused.metadata["sqlstate"], "28P01");
+    one.commit().await.unwrap();
+    until_pool(&one, |pool| pool.idle == 1).await;
+    two.execute("SELECT 1").await.unwrap();
 }
 
 fn connect(options: pb::ConnectOptions) -> pb::BeginSessionRequest {
@@ -262,7 +326,11 @@ async fn what_is_not_a_callers_to_change_is_refused_by_name() {
         let field = format!("connect_options.{field}");
         assert_eq!((refused.code, refused.field), (Code::InvalidArgument, Some(field)));
     }
-    // Values cannot smuggle in other options.
+    // Values cannot smuggle in other options, whatever PostgreSQL may take for white space.
+    for space in ['\t', '\n', '\x0b', '\x0c', '\r'] {
+        let options = settings("work_mem", &format!("4MB{space}-c{space}work_mem=77MB"));
+        assert!(broker.client().begin_session(connect(options)).await.is_err());
+    }
     for options in [
         pb::ConnectOptions { application_name: Some("x -c work_mem=77MB".into()), ..Default::default() },
         pb::ConnectOptions { search_path: vec!["x\" -c work_mem=77MB".into()], ..Default::default() },

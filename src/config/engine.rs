@@ -16,7 +16,7 @@ use super::url;
 use crate::postgres::engine::{PoolOptions, ResetMode};
 use crate::postgres::options::{
     ChannelBinding, ConnectOptions, Host, KEYED_SETTINGS, Keepalives, LoadBalanceHosts, OVERRIDABLE, Password, SslMode,
-    SslNegotiation, TargetSessionAttrs, Tls, quoted_path,
+    SslNegotiation, TargetSessionAttrs, Tls, is_keepalive_time, quoted_path,
 };
 use crate::secret::Secret;
 
@@ -108,6 +108,7 @@ fn connect(section: &mut Section<'_>) -> Option<ConnectOptions> {
     );
     let tcp_user_timeout = section.duration("tcp_user_timeout", ConnectOptions::TCP_USER_TIMEOUT, Duration::ZERO..=DAY);
     let local = hosts.iter().all(Host::is_local);
+    let sockets = !hosts.is_empty() && hosts.iter().all(|host| matches!(host, Host::Unix(_)));
     Some(ConnectOptions {
         password: password(section),
         keepalives: keepalives(section),
@@ -116,7 +117,7 @@ fn connect(section: &mut Section<'_>) -> Option<ConnectOptions> {
         target_session_attrs: section.word("target_session_attrs", TargetSessionAttrs::WORDS, TargetSessionAttrs::Any),
         load_balance_hosts: section.word("load_balance_hosts", LoadBalanceHosts::WORDS, LoadBalanceHosts::Disable),
         channel_binding: section.word("channel_binding", ChannelBinding::WORDS, ChannelBinding::Prefer),
-        tls: tls(section, local),
+        tls: tls(section, local, sockets),
         settings: settings(section),
         hosts: (!hosts.is_empty()).then_some(hosts)?,
         user: user?,
@@ -199,10 +200,18 @@ fn keepalives(section: &mut Section<'_>) -> Option<Keepalives> {
         interval: section.duration("keepalives_interval", default.interval, SECOND..=DAY),
         retries: section.number("keepalives_retries", default.retries, 1..=127),
     };
+    for (key, time) in [("keepalives_idle", keepalives.idle), ("keepalives_interval", keepalives.interval)] {
+        if !is_keepalive_time(time) {
+            section.problem(key, "must be whole seconds from 1 to 32767");
+        }
+    }
+    if !on && keepalives != default {
+        section.problem("keepalives", "is false, so keepalives_idle, _interval and _retries have no effect");
+    }
     on.then_some(keepalives)
 }
 
-fn tls(section: &mut Section<'_>, local: bool) -> Tls {
+fn tls(section: &mut Section<'_>, local: bool, sockets: bool) -> Tls {
     // What leaves this machine proves where it goes, unless the operator says otherwise.
     let default = if local { SslMode::Disable } else { SslMode::VerifyFull };
     let mode = section.word("ssl_mode", SslMode::WORDS, default);
@@ -220,6 +229,9 @@ fn tls(section: &mut Section<'_>, local: bool) -> Tls {
         }
     };
     let negotiation = section.word("ssl_negotiation", SslNegotiation::WORDS, SslNegotiation::Postgres);
+    if sockets && mode != SslMode::Disable {
+        section.problem("ssl_mode", "has no effect: Unix sockets are not encrypted");
+    }
     let tls = Tls { mode, root_cert, identity, negotiation };
     for (key, useless) in [
         ("ssl_root_cert", tls.root_cert.is_some() && matches!(mode, SslMode::Disable | SslMode::Require)),
@@ -263,8 +275,8 @@ fn settings(section: &mut Section<'_>) -> BTreeMap<String, String> {
             others.problem(&name, "cannot be set: the broker speaks UTF8");
         } else if KEYED_SETTINGS.iter().any(|keyed| keyed.eq_ignore_ascii_case(&name)) {
             others.problem(&name, "has a key of its own in the engine's section: use that");
-        } else if value.contains('\0') {
-            others.problem(&name, "holds a NUL character");
+        } else if value.contains(char::is_control) {
+            others.problem(&name, "holds a control character");
         } else {
             settings.insert(name, value);
         }

@@ -89,7 +89,7 @@ fn options(text: &str, parts: &mut Vec<(String, Value)>) -> Result<(), String> {
     while let Some(c) = chars.next() {
         match c {
             '\\' => words.last_mut().expect("there is always one").extend(chars.next()),
-            c if c.is_ascii_whitespace() => words.push(String::new()),
+            c if c.is_ascii_whitespace() || c == '\x0b' => words.push(String::new()),
             c => words.last_mut().expect("there is always one").push(c),
         }
     }

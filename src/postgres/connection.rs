@@ -34,11 +34,15 @@ const RESET_GRACE: Duration = Duration::from_secs(2);
 /// What `DISCARD ALL` does, but for the driver's own prepared statements, which are kept with their plans; and a new
 /// seed for random(). The last line counts the prepared statements: those that callers have left cannot be dropped
 /// alone, and those of the driver that callers have dropped cannot be brought back, so either costs the connection.
-const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; \
-    SELECT pg_catalog.pg_advisory_unlock_all(); DISCARD TEMP; DISCARD SEQUENCES; \
-    SELECT pg_catalog.setseed(pg_catalog.hashtext(pg_catalog.gen_random_uuid()::text) / 2147483648.0); \
-    SELECT 'prepared', pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
-    FROM pg_catalog.pg_prepared_statements";
+///
+/// It runs as the login role, so every name in it, operators and types included, is PostgreSQL's own: a caller may have
+/// made its namesake in a schema on the path.
+const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; DISCARD TEMP; \
+    DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(), \
+    pg_catalog.setseed(pg_catalog.hashtext(pg_catalog.gen_random_uuid()::pg_catalog.text)::pg_catalog.float8 \
+        OPERATOR(pg_catalog./) 2147483648::pg_catalog.float8), \
+    pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
+    FROM pg_catalog.pg_prepared_statement()";
 
 /// Sent right before COMMIT, in the same round trip: the transaction's id arrives before COMMIT's answer.
 const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
@@ -48,7 +52,8 @@ pub(super) struct PooledConnection {
     checked_out: CheckedOut,
     pool: Arc<Pool>,
     canceller: Arc<BackendCanceller>,
-    /// Whether its transaction has run something that a strict reset does not trust.
+    /// Whether its transaction has run something that may have left a trace: a strict reset does not trust it, and
+    /// names may mean something else to it than to others, so it neither uses nor fills the statement cache.
     soiled: bool,
 }
 
@@ -103,11 +108,14 @@ impl PooledConnection {
     }
 
     fn cached(&self, statement: &Statement) -> Option<Prepared> {
+        if self.soiled {
+            return None;
+        }
         self.statements().get(&cache_key(statement)).cloned()
     }
 
     fn cache(&self, statement: &Statement, prepared: &Prepared) {
-        if self.pool.options().statement_cache_size > 0 {
+        if self.pool.options().statement_cache_size > 0 && !self.soiled {
             self.statements().put(cache_key(statement), prepared.clone());
         }
     }
@@ -206,9 +214,7 @@ impl PooledConnection {
         let answers = client.simple_query(RESET).await.map_err(|error| Lost(error.to_string()))?;
         must_be_idle(wire.settled().await?)?;
         let prepared = answers.iter().find_map(|answer| match answer {
-            SimpleQueryMessage::Row(row) if row.get(0) == Some("prepared") => {
-                Some((row.get(1)?, row.get(2)?.parse().ok()?))
-            }
+            SimpleQueryMessage::Row(row) => Some((row.get(2)?, row.get(3)?.parse().ok()?)),
             _ => None,
         });
         if prepared == Some(("0", wire.prepared())) {
@@ -246,22 +252,22 @@ impl Connection for PooledConnection {
         self.backend().wire.forget_notices();
         let was_cached = self.cached(statement).is_some();
         let prepared = self.prepare(begin, statement).await?;
-        let ran = match self.run(&prepared, statement, limits).await {
-            Err(StatementError::Failed(error)) if is_stale(&error) && was_cached => {
-                self.forget(statement);
-                match begin {
-                    // Nothing has run in this transaction yet, so it can begin again with a fresh plan.
-                    Some(_) => {
-                        self.rollback().await.map_err(StatementError::Lost)?;
-                        let prepared = self.prepare(begin, statement).await?;
-                        self.run(&prepared, statement, limits).await
-                    }
-                    None => Err(StatementError::StalePlan(error)),
-                }
+        let mut ran = self.run(&prepared, statement, limits).await;
+        if let Err(StatementError::Failed(error)) = &ran
+            && was_cached
+            && let Some(staleness) = Staleness::of(error)
+        {
+            self.forget(statement);
+            if begin.is_some() {
+                // Nothing else has run in this transaction, so it can begin again and prepare afresh.
+                self.rollback().await.map_err(StatementError::Lost)?;
+                let prepared = self.prepare(begin, statement).await?;
+                ran = self.run(&prepared, statement, limits).await;
+            } else if staleness == Staleness::Certain {
+                ran = Err(StatementError::StalePlan(error.clone()));
             }
-            ran => ran,
-        };
-        self.soiled |= ran.as_ref().map_or(true, |result| !leaves_no_trace(&result.command_tag));
+        }
+        self.soiled |= ran.as_ref().map_or(true, |result| !leaves_no_trace(statement, result));
         ran
     }
 
@@ -346,15 +352,38 @@ fn cache_key(statement: &Statement) -> StatementKey {
     (statement.sql().to_owned(), types.collect())
 }
 
-/// Whether PostgreSQL refuses a prepared statement because what it was prepared for has changed, or it is gone.
-fn is_stale(error: &PgError) -> bool {
-    error.sqlstate == "26000" || error.sqlstate == "0A000" && error.routine.as_deref() == Some("RevalidateCachedQuery")
+/// Whether a prepared statement failed because of what it was prepared for.
+#[derive(PartialEq, Eq)]
+enum Staleness {
+    /// The table has changed, or the statement is gone.
+    Certain,
+    /// Names or types did not fit: perhaps only those that were found when it was prepared, by a function that had
+    /// changed the `search_path` unseen.
+    Possible,
 }
 
-/// Whether a statement with this tag can have left nothing behind that a transaction's end does not undo.
-fn leaves_no_trace(tag: &str) -> bool {
-    let word = tag.split(' ').next().unwrap_or_default();
-    matches!(word, "SELECT" | "INSERT" | "UPDATE" | "DELETE" | "MERGE")
+impl Staleness {
+    fn of(error: &PgError) -> Option<Self> {
+        match error.sqlstate.as_str() {
+            "26000" => Some(Self::Certain),
+            "0A000" if error.routine.as_deref() == Some("RevalidateCachedQuery") => Some(Self::Certain),
+            sqlstate if sqlstate.starts_with("42") => Some(Self::Possible),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a statement with this result can have left nothing behind that a transaction's end does not undo. SELECT INTO
+/// and CREATE TABLE AS have the tag of a SELECT, but no columns; set_config() is a SELECT that is a SET.
+fn leaves_no_trace(statement: &Statement, result: &ResultSet) -> bool {
+    if statement.sql().to_ascii_lowercase().contains("set_config") {
+        return false;
+    }
+    match result.command_tag.split(' ').next() {
+        Some("SELECT") => !result.columns.is_empty(),
+        Some("INSERT" | "UPDATE" | "DELETE" | "MERGE") => true,
+        _ => false,
+    }
 }
 
 /// The engine's own timeouts, which a transaction's may tighten but not loosen.

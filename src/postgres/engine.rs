@@ -62,7 +62,7 @@ impl Engine for PostgresEngine {
     }
 
     fn check(&self, overrides: &ConnectOverrides) -> Result<(), Error> {
-        options::check(overrides, &self.overridable)
+        options::check(overrides, self.pool.connect_options(), &self.overridable)
     }
 
     async fn checkout(

@@ -51,6 +51,14 @@ impl Host {
         }
     }
 
+    /// The same host at one of its addresses.
+    pub(super) fn at(&self, found: IpAddr) -> Self {
+        match self {
+            Self::Tcp { name, port, .. } => Self::Tcp { name: name.clone(), address: Some(found), port: *port },
+            Self::Unix(path) => Self::Unix(path.clone()),
+        }
+    }
+
     /// The name that a certificate must have.
     pub(super) fn certificate_name(&self) -> &str {
         match self {

@@ -14,8 +14,9 @@ use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
 use lru::LruCache;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::lookup_host;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement as Prepared, config as driver};
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -130,11 +131,12 @@ impl Manager for Opener {
         if !backend.is_usable() {
             return Err(RecycleError::message("the server closed it, or it is too old"));
         }
-        if backend.idle_for() < self.pre_ping_after {
+        let attrs = self.options.target_session_attrs;
+        // What a server was a moment ago says nothing of what it is.
+        if backend.idle_for() < self.pre_ping_after && attrs == TargetSessionAttrs::Any {
             return Ok(());
         }
         let standing = backend.ask().await.map_err(RecycleError::message)?;
-        let attrs = self.options.target_session_attrs;
         // What is only preferred is no reason to give up a connection.
         if standing.suits(attrs) || attrs == TargetSessionAttrs::PreferStandby {
             Ok(())
@@ -160,7 +162,10 @@ impl Opener {
     pub(super) async fn open(&self) -> Result<Backend, OpenError> {
         let room = self.census.room.clone().try_acquire_owned().map_err(|_| OpenError::NoRoom)?;
         let until = Instant::now() + self.options.connect_timeout;
-        let hosts = self.hosts();
+        let hosts = timeout_at(until, self.hosts()).await.map_err(|_| {
+            let budget = humantime::format_duration(self.options.connect_timeout);
+            OpenError::Failed(format!("host names not resolved within the connect_timeout of {budget}"))
+        })?;
         let opened = match self.options.target_session_attrs {
             // Half of the budget is for finding a standby, the other half for doing without.
             TargetSessionAttrs::PreferStandby => {
@@ -175,9 +180,23 @@ impl Opener {
         opened.map(|backend| Backend { _room: Some(room), ..backend })
     }
 
-    /// The hosts in the order to try them.
-    fn hosts(&self) -> Vec<&Host> {
-        let mut hosts: Vec<_> = self.options.hosts.iter().collect();
+    /// The hosts in the order to try them, each of a name's addresses as a host of its own.
+    async fn hosts(&self) -> Vec<Host> {
+        let mut hosts = Vec::new();
+        for host in &self.options.hosts {
+            let found = match host {
+                Host::Tcp { name, address: None, port } => lookup_host((name.as_str(), *port)).await.ok(),
+                Host::Tcp { .. } | Host::Unix(_) => None,
+            };
+            let before = hosts.len();
+            for address in found.into_iter().flatten() {
+                hosts.push(host.at(address.ip()));
+            }
+            if hosts.len() == before {
+                // Connecting will say what is wrong with the name.
+                hosts.push(host.clone());
+            }
+        }
         if self.options.load_balance_hosts == LoadBalanceHosts::Random {
             let mut key = [0; 8];
             hosts.sort_by_cached_key(|_| {
@@ -190,7 +209,7 @@ impl Opener {
 
     /// Opens a connection to the first host that takes one and suits. Each host gets its share of what is left of the
     /// time, so that a silent one leaves some for the next.
-    async fn open_any(&self, hosts: &[&Host], attrs: TargetSessionAttrs, until: Instant) -> Result<Backend, OpenError> {
+    async fn open_any(&self, hosts: &[Host], attrs: TargetSessionAttrs, until: Instant) -> Result<Backend, OpenError> {
         let mut failures = Vec::new();
         let mut starting = None;
         for (host, hosts_left) in hosts.iter().zip((1..=u32::try_from(hosts.len()).unwrap_or(u32::MAX)).rev()) {

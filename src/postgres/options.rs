@@ -136,8 +136,9 @@ impl ConnectOptions {
         for (name, value) in &self.settings {
             write!(options, " -c {name}=").expect("a String takes everything");
             for c in value.chars() {
-                // PostgreSQL splits at white space, and takes a backslash for an escape.
-                if c.is_ascii_whitespace() || c == '\\' {
+                // PostgreSQL splits at what its isspace() takes for white space, and a backslash is harmless before
+                // anything: so all but letters and digits get one.
+                if !c.is_ascii_alphanumeric() {
                     options.push('\\');
                 }
                 options.push(c);
@@ -183,7 +184,11 @@ pub const KEYED_SETTINGS: [&str; 8] = [
 ///
 /// # Errors
 /// [`Error::Invalid`] naming the field of `connect_options`.
-pub(super) fn check(overrides: &ConnectOverrides, overridable: &BTreeSet<String>) -> Result<(), Error> {
+pub(super) fn check(
+    overrides: &ConnectOverrides,
+    engine: &ConnectOptions,
+    overridable: &BTreeSet<String>,
+) -> Result<(), Error> {
     const TEXT_BYTES_MAX: usize = 63;
     const SETTING_BYTES_MAX: usize = 1024;
     const ENTRIES_MAX: usize = 16;
@@ -221,24 +226,23 @@ pub(super) fn check(overrides: &ConnectOverrides, overridable: &BTreeSet<String>
         ("user", &o.user),
     ];
     for (name, text) in texts {
-        if text.as_ref().is_some_and(|text| text.is_empty() || text.len() > TEXT_BYTES_MAX || text.contains('\0')) {
-            return invalid(name, format!("must be 1 to {TEXT_BYTES_MAX} bytes without NUL"));
+        if text.as_ref().is_some_and(|text| text.is_empty() || text.len() > TEXT_BYTES_MAX || has_control(text)) {
+            return invalid(name, format!("must be 1 to {TEXT_BYTES_MAX} bytes without control characters"));
         }
     }
     if o.search_path.len() > ENTRIES_MAX
-        || o.search_path
-            .iter()
-            .any(|schema| schema.is_empty() || schema.len() > TEXT_BYTES_MAX || schema.contains('\0'))
+        || o.search_path.iter().any(|schema| schema.is_empty() || schema.len() > TEXT_BYTES_MAX || has_control(schema))
     {
-        let problem = format!("must be up to {ENTRIES_MAX} schemas of 1 to {TEXT_BYTES_MAX} bytes without NUL");
+        let problem =
+            format!("must be up to {ENTRIES_MAX} schemas of 1 to {TEXT_BYTES_MAX} bytes without control characters");
         return invalid("search_path", problem);
     }
     for (name, value) in &o.server_settings {
         if KEYED_SETTINGS.iter().any(|keyed| keyed.eq_ignore_ascii_case(name)) {
             return invalid(&format!("server_settings.{name}"), "has an option of its own: use that".into());
         }
-        if value.len() > SETTING_BYTES_MAX || value.contains('\0') {
-            let problem = format!("must be up to {SETTING_BYTES_MAX} bytes without NUL");
+        if value.len() > SETTING_BYTES_MAX || has_control(value) {
+            let problem = format!("must be up to {SETTING_BYTES_MAX} bytes without control characters");
             return invalid(&format!("server_settings.{name}"), problem);
         }
     }
@@ -247,18 +251,46 @@ pub(super) fn check(overrides: &ConnectOverrides, overridable: &BTreeSet<String>
         ("tcp_user_timeout", o.tcp_user_timeout),
         ("client_connection_check_interval", o.client_connection_check_interval),
         ("idle_in_transaction_session_timeout", o.idle_in_transaction_session_timeout),
-        ("keepalives.idle", o.keepalives.flatten().map(|keepalives| keepalives.idle)),
-        ("keepalives.interval", o.keepalives.flatten().map(|keepalives| keepalives.interval)),
     ];
     for (name, duration) in durations {
         if duration.is_some_and(|duration| duration < Duration::from_millis(1) || duration > TIMEOUT_MAX) {
             return invalid(name, "must lie between 1ms and 1day".into());
         }
     }
-    if o.keepalives.flatten().is_some_and(|keepalives| !(1..=127).contains(&keepalives.retries)) {
+    if o.connect_timeout.is_some_and(|timeout| timeout > engine.connect_timeout) {
+        let most = humantime::format_duration(engine.connect_timeout);
+        return invalid("connect_timeout", format!("must not be longer than the engine's {most}"));
+    }
+    let keepalives = o.keepalives.flatten();
+    for (name, duration) in [
+        ("keepalives.idle", keepalives.map(|keepalives| keepalives.idle)),
+        ("keepalives.interval", keepalives.map(|keepalives| keepalives.interval)),
+    ] {
+        if duration.is_some_and(|duration| !is_keepalive_time(duration)) {
+            return invalid(name, "must be whole seconds from 1 to 32767".into());
+        }
+    }
+    // The engine's password goes nowhere less safe than the engine says.
+    if o.ssl_mode.is_some_and(|mode| mode < engine.tls.mode) {
+        return invalid("ssl_mode", format!("must be as strict as the engine's, {}", engine.tls.mode.word()));
+    }
+    if o.channel_binding.is_some_and(|binding| binding < engine.channel_binding) {
+        let least = engine.channel_binding.word();
+        return invalid("channel_binding", format!("must be as strict as the engine's, {least}"));
+    }
+    if keepalives.is_some_and(|keepalives| !(1..=127).contains(&keepalives.retries)) {
         return invalid("keepalives.retries", "must lie between 1 and 127".into());
     }
     Ok(())
+}
+
+fn has_control(text: &str) -> bool {
+    text.contains(char::is_control)
+}
+
+/// What Linux takes for a keepalive's time.
+pub(crate) fn is_keepalive_time(duration: Duration) -> bool {
+    duration.subsec_nanos() == 0 && (1..=32_767).contains(&duration.as_secs())
 }
 
 /// A `search_path` in which every schema is quoted.
@@ -327,9 +359,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn every_option_a_caller_asks_for_goes_over_the_engines() {
-        let engines = ConnectOptions {
+    fn engines() -> ConnectOptions {
+        ConnectOptions {
             hosts: vec![Host::Unix("/run".into())],
             user: "engine".into(),
             password: None,
@@ -343,7 +374,36 @@ mod tests {
             channel_binding: ChannelBinding::Prefer,
             tls: Tls { mode: SslMode::Disable, root_cert: None, identity: None, negotiation: SslNegotiation::Postgres },
             settings: BTreeMap::from([("work_mem".into(), "9MB".into()), ("jit".into(), "off".into())]),
-        };
+        }
+    }
+
+    #[test]
+    fn a_caller_may_only_tighten_what_protects_the_engines_password() {
+        let all = OVERRIDABLE.iter().map(|name| (*name).to_owned()).collect();
+        let mut strict = engines();
+        strict.tls.mode = SslMode::VerifyFull;
+        strict.channel_binding = ChannelBinding::Require;
+        for (loose, field) in [
+            (ConnectOverrides { ssl_mode: Some(SslMode::VerifyCa), ..Default::default() }, "ssl_mode"),
+            (
+                ConnectOverrides { channel_binding: Some(ChannelBinding::Prefer), ..Default::default() },
+                "channel_binding",
+            ),
+            (
+                ConnectOverrides { connect_timeout: Some(Duration::from_mins(2)), ..Default::default() },
+                "connect_timeout",
+            ),
+        ] {
+            assert!(matches!(
+                check(&loose, &strict, &all),
+                Err(Error::Invalid { field: named, .. }) if named == format!("connect_options.{field}")
+            ));
+        }
+    }
+
+    #[test]
+    fn every_option_a_caller_asks_for_goes_over_the_engines() {
+        let engines = engines();
         assert_eq!(engines.with(&ConnectOverrides::default()), engines);
         let settings = [
             ("TimeZone", "UTC"),
@@ -374,11 +434,11 @@ mod tests {
     fn every_option_is_refused_unless_it_is_listed() {
         let all: BTreeSet<String> =
             OVERRIDABLE.iter().map(|name| (*name).to_owned()).chain(["server_settings.work_mem".into()]).collect();
-        assert_eq!(check(&overridden(), &all), Ok(()));
+        assert_eq!(check(&overridden(), &engines(), &all), Ok(()));
         for missing in &all {
             let mut listed = all.clone();
             listed.remove(missing);
-            let refused = check(&overridden(), &listed).unwrap_err();
+            let refused = check(&overridden(), &engines(), &listed).unwrap_err();
             assert!(
                 matches!(&refused, Error::Invalid { field, .. } if *field == format!("connect_options.{missing}")),
                 "{missing}: {refused}"

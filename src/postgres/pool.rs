@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use deadpool::Runtime;
-use deadpool::managed::{self, Object, PoolError, Timeouts};
+use deadpool::managed::{self, Object, PoolError, QueueMode, Timeouts};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
@@ -203,7 +203,11 @@ impl Pool {
         };
         let permit = self.wait(self.permits.clone(), until).await?;
         let sub_pool = self.sub_pool(overrides)?;
-        let backend = self.open(&sub_pool, until).await?;
+        let opened = timeout_at(until + self.connect.connect_timeout, self.open(&sub_pool, until)).await;
+        let backend = opened.map_err(|_| {
+            let bound = humantime::format_duration(self.options.timeout + self.connect.connect_timeout);
+            CheckoutError::Unreachable(format!("no usable connection within {bound}"))
+        })??;
         Ok(CheckedOut { backend: Some(backend), _share: share, _permit: permit })
     }
 
@@ -247,15 +251,18 @@ impl Pool {
         Ok(sub_pool)
     }
 
-    /// A connection of the sub-pool: an idle one that is still good, or a new one.
+    /// A connection of the sub-pool: an idle one that is still good, or a new one. While logging in fails, callers
+    /// wait for the next attempt, each a little later than the other, or hear what the last one said.
     async fn open(&self, sub_pool: &SubPool, until: Instant) -> Result<Object<Opener>, CheckoutError> {
-        for attempt in 1.. {
-            if let Some(failing) = sub_pool.failing() {
-                // Whoever comes while logging in fails waits for the next attempt, or hears what the last one said.
-                if !failing.error.may_pass() || attempt > ATTEMPTS_MAX || failing.until >= until {
+        let mut attempts = 0;
+        loop {
+            if let Some(failing) = sub_pool.failing().filter(|_| sub_pool.pool.status().available == 0) {
+                let next = failing.until + jittered(PAUSE_MIN);
+                if !failing.error.may_pass() || next >= until {
                     return Err(failing.error);
                 }
-                sleep_until(failing.until).await;
+                sleep_until(next).await;
+                continue;
             }
             match self.get(sub_pool).await {
                 Ok(backend) => {
@@ -265,17 +272,16 @@ impl Pool {
                 Err(PoolError::Backend(error)) => {
                     let error = CheckoutError::from(error);
                     self.login_failures.fetch_add(1, Ordering::Relaxed);
-                    debug!(cause = %error, attempt, "cannot open a connection");
-                    let passing = error.may_pass();
+                    attempts += 1;
+                    debug!(cause = %error, attempts, "cannot open a connection");
                     sub_pool.fail(error.clone());
-                    if !passing || attempt >= ATTEMPTS_MAX {
+                    if !error.may_pass() || attempts == ATTEMPTS_MAX {
                         return Err(error);
                     }
                 }
                 Err(error) => return Err(CheckoutError::Unreachable(error.to_string())),
             }
         }
-        unreachable!("the loop ends with its attempts")
     }
 
     /// A connection of the sub-pool; where there is no room for a new one, an idle one of another sub-pool is closed.
@@ -324,9 +330,14 @@ impl Pool {
         }
         lock(&self.sub_pools).retain(|overrides, sub_pool| {
             // Two that hold it are this function and the map.
-            overrides.is_empty() || Arc::strong_count(sub_pool) > 2 || sub_pool.pool.status().size > 0
+            let in_use = Arc::strong_count(sub_pool) > 2 || sub_pool.pool.status().size > 0;
+            overrides.is_empty() || in_use || sub_pool.failing().is_some()
         });
         drop(sub_pools);
+        if self.statistics().in_use > 0 {
+            // Callers open what they need; nothing is to be taken from them.
+            return;
+        }
         let own = Arc::new(ConnectOverrides::default());
         let mut fresh = Vec::new();
         while self.census.open() < self.options.idle_min.min(self.options.size) {
@@ -344,7 +355,11 @@ impl Pool {
     /// Forgets that logging in has failed: it has just worked.
     pub(super) fn recovered(&self) {
         for sub_pool in lock(&self.sub_pools).values() {
-            *lock(&sub_pool.failing) = None;
+            let mut failing = lock(&sub_pool.failing);
+            // A caller's wrong database or user is still wrong.
+            if failing.as_ref().is_some_and(|failing| !matches!(failing.error, CheckoutError::Refused(_))) {
+                *failing = None;
+            }
         }
     }
 
@@ -366,6 +381,8 @@ impl SubPool {
         let pool = managed::Pool::builder(Opener::new(connect, options, census))
             // The permits before it are the bound.
             .max_size(options.size + options.overflow_max)
+            // The one used last is the likeliest to be good, and the others get old enough to be retired.
+            .queue_mode(QueueMode::Lifo)
             .timeouts(timeouts)
             .runtime(Runtime::Tokio1)
             .build()
@@ -385,6 +402,10 @@ impl SubPool {
 
     fn fail(&self, error: CheckoutError) {
         let mut failing = lock(&self.failing);
+        if failing.as_ref().is_some_and(|failing| failing.until > Instant::now()) {
+            // One of several attempts made at the same time: together they are one failure.
+            return;
+        }
         let times = failing.as_ref().map_or(0, |failing| failing.times) + 1;
         let longest = (PAUSE_MIN * 2_u32.saturating_pow(times - 1).min(1000)).min(PAUSE_MAX);
         *failing = Some(Failing { error, times, until: Instant::now() + jittered(longest) });
