@@ -161,6 +161,53 @@ async fn a_server_that_starts_up_is_asked_again_a_few_times() {
     assert!((2..=5).contains(&attempts), "{attempts}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn callers_of_a_server_that_starts_up_do_not_storm_it() {
+    const CALLERS: u64 = 15;
+    let starting = message(b'E', b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0");
+    let broker = Broker::start_at(&at_login(starting).await, "", "").await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..CALLERS {
+        let session = broker.session().await;
+        callers.spawn(async move { session.execute("SELECT 1").await.unwrap_err().code });
+    }
+    assert!(callers.join_all().await.into_iter().all(|code| code == Code::Unavailable));
+    // All may try at once before the first has failed; then there are half a dozen pauses, and a few tries after each.
+    let attempts = broker.session().await.get().await.unwrap().pool.unwrap().login_failures;
+    assert!((2..=3 * CALLERS).contains(&attempts), "{attempts}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pooled_connection_that_went_silent_is_replaced() {
+    let server = Server::start();
+    let url = server.postgres.url("sample");
+    let real = format!("127.0.0.1:{}", server.port);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = url.replace(&real, &listener.local_addr().unwrap().to_string());
+    // Connections pass until the proxy is told that those there are shall be silent, neither passing nor closing.
+    let (silence, silenced) = tokio::sync::watch::channel(0_u32);
+    tokio::spawn(async move {
+        loop {
+            let (mut caller, _) = listener.accept().await.unwrap();
+            let mut server = tokio::net::TcpStream::connect(&real).await.unwrap();
+            let mut silenced = silenced.clone();
+            silenced.borrow_and_update();
+            tokio::spawn(async move {
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut caller, &mut server) => {}
+                    _ = silenced.changed() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    let broker = Broker::start_at(&url, "pool_pre_ping_after = \"0s\"", "").await;
+    let session = broker.session().await;
+    session.execute_and_commit("SELECT 1").await.unwrap();
+    while session.get().await.unwrap().pool.unwrap().idle == 0 {}
+    silence.send(1).unwrap();
+    session.execute("SELECT 1").await.unwrap();
+}
+
 /// Messages as PostgreSQL frames them.
 fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();

@@ -136,6 +136,13 @@ struct Failing {
     until: Instant,
 }
 
+/// Why there is no connection yet.
+enum NotOpened {
+    Failed(CheckoutError),
+    /// There may be one after a pause until then.
+    Pause(Instant),
+}
+
 /// A connection in use, with the right to it.
 pub(super) struct CheckedOut {
     /// First, so that it is back before another caller is let in.
@@ -197,18 +204,30 @@ impl Pool {
         overrides: &Arc<ConnectOverrides>,
     ) -> Result<CheckedOut, CheckoutError> {
         let until = Instant::now() + self.options.timeout;
-        let share = match self.share(principal) {
-            None => None,
-            Some(share) => Some(self.wait(share, until).await?),
-        };
-        let permit = self.wait(self.permits.clone(), until).await?;
-        let sub_pool = self.sub_pool(overrides)?;
-        let opened = timeout_at(until + self.connect.connect_timeout, self.open(&sub_pool, until)).await;
-        let backend = opened.map_err(|_| {
-            let bound = humantime::format_duration(self.options.timeout + self.connect.connect_timeout);
-            CheckoutError::Unreachable(format!("no usable connection within {bound}"))
-        })??;
-        Ok(CheckedOut { backend: Some(backend), _share: share, _permit: permit })
+        let mut attempts = 0;
+        loop {
+            let share = match self.share(principal) {
+                None => None,
+                Some(share) => Some(self.wait(share, until).await?),
+            };
+            let permit = self.wait(self.permits.clone(), until).await?;
+            let sub_pool = self.sub_pool(overrides)?;
+            let opened = timeout_at(until + self.connect.connect_timeout, self.open(&sub_pool, until, &mut attempts));
+            let next = match opened.await {
+                Ok(Ok(backend)) => {
+                    return Ok(CheckedOut { backend: Some(backend), _share: share, _permit: permit });
+                }
+                Ok(Err(NotOpened::Failed(error))) => return Err(error),
+                Ok(Err(NotOpened::Pause(next))) => next,
+                Err(_) => {
+                    let bound = humantime::format_duration(self.options.timeout + self.connect.connect_timeout);
+                    return Err(CheckoutError::Unreachable(format!("no usable connection within {bound}")));
+                }
+            };
+            // Who pauses takes no place from those that could go on.
+            drop((share, permit));
+            sleep_until(next).await;
+        }
     }
 
     /// The principal's part of the pool. The anonymous principal is everyone, and has all of it.
@@ -252,18 +271,9 @@ impl Pool {
     }
 
     /// A connection of the sub-pool: an idle one that is still good, or a new one. While logging in fails, callers
-    /// wait for the next attempt, each a little later than the other, or hear what the last one said.
-    async fn open(&self, sub_pool: &SubPool, until: Instant) -> Result<Object<Opener>, CheckoutError> {
-        let mut attempts = 0;
-        loop {
-            if let Some(failing) = sub_pool.failing().filter(|_| sub_pool.pool.status().available == 0) {
-                let next = failing.until + jittered(PAUSE_MIN);
-                if !failing.error.may_pass() || next >= until {
-                    return Err(failing.error);
-                }
-                sleep_until(next).await;
-                continue;
-            }
+    /// pause until the next attempt, each a little longer than the other, or hear what the last one said.
+    async fn open(&self, sub_pool: &SubPool, until: Instant, attempts: &mut u32) -> Result<Object<Opener>, NotOpened> {
+        if sub_pool.failing().is_none() || sub_pool.pool.status().available > 0 {
             match self.get(sub_pool).await {
                 Ok(backend) => {
                     *lock(&sub_pool.failing) = None;
@@ -272,14 +282,22 @@ impl Pool {
                 Err(PoolError::Backend(error)) => {
                     let error = CheckoutError::from(error);
                     self.login_failures.fetch_add(1, Ordering::Relaxed);
-                    attempts += 1;
+                    *attempts += 1;
                     debug!(cause = %error, attempts, "cannot open a connection");
                     sub_pool.fail(error.clone());
-                    if !error.may_pass() || attempts == ATTEMPTS_MAX {
-                        return Err(error);
+                    if *attempts == ATTEMPTS_MAX {
+                        return Err(NotOpened::Failed(error));
                     }
                 }
-                Err(error) => return Err(CheckoutError::Unreachable(error.to_string())),
+                Err(error) => return Err(NotOpened::Failed(CheckoutError::Unreachable(error.to_string()))),
+            }
+        }
+        match sub_pool.failing() {
+            None => Err(NotOpened::Pause(Instant::now())),
+            Some(failing) => {
+                let next = failing.until + jittered(PAUSE_MIN);
+                let hopeless = !failing.error.may_pass() || next >= until;
+                Err(if hopeless { NotOpened::Failed(failing.error) } else { NotOpened::Pause(next) })
             }
         }
     }
