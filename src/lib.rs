@@ -14,8 +14,8 @@
 //!   │         reaper ───────▲         │ engine (port) │   │
 //!   └─────────────────────────────────┼───────────────┘   │
 //!   ┌─────────────────────────────────▼───────────────┐   │
-//!   │ postgres  engine (deadpool) connection cancel   │◀──┘
-//!   │           wire  value                           │
+//!   │ postgres  engine ─▶ pool (deadpool) ─▶ opener   │◀──┘
+//!   │           connection  cancel  tls  wire  value  │
 //!   └─────────────────────────────────┬───────────────┘
 //!                                     ▼ PostgreSQL
 //! ```

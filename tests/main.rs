@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod fake_engine;
+mod proxy;
 mod support;
 
 mod layers;

@@ -9,6 +9,7 @@ use tokio::net::TcpListener;
 use tokio::time::Instant;
 use tonic::Code;
 
+use crate::proxy::Proxy;
 use crate::support::{Broker, Database, Failure, Server, Standby, wait_until};
 use pb::TransactionState;
 
@@ -180,32 +181,36 @@ async fn callers_of_a_server_that_starts_up_do_not_storm_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pooled_connection_that_went_silent_is_replaced() {
     let server = Server::start();
-    let url = server.postgres.url("sample");
-    let real = format!("127.0.0.1:{}", server.port);
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = url.replace(&real, &listener.local_addr().unwrap().to_string());
-    // Connections pass until the proxy is told that those there are shall be silent, neither passing nor closing.
-    let (silence, silenced) = tokio::sync::watch::channel(0_u32);
-    tokio::spawn(async move {
-        loop {
-            let (mut caller, _) = listener.accept().await.unwrap();
-            let mut server = tokio::net::TcpStream::connect(&real).await.unwrap();
-            let mut silenced = silenced.clone();
-            silenced.borrow_and_update();
-            tokio::spawn(async move {
-                tokio::select! {
-                    _ = tokio::io::copy_bidirectional(&mut caller, &mut server) => {}
-                    _ = silenced.changed() => std::future::pending().await,
-                }
-            });
-        }
-    });
-    let broker = Broker::start_at(&url, "pool_pre_ping_after = \"0s\"", "").await;
+    let proxy = Proxy::start(&server.postgres.url("sample"), Duration::ZERO).await;
+    let broker = Broker::start_at(&proxy.url, "pool_pre_ping_after = \"0s\"", "").await;
     let session = broker.session().await;
     session.execute_and_commit("SELECT 1").await.unwrap();
     while session.get().await.unwrap().pool.unwrap().idle == 0 {}
-    silence.send(1).unwrap();
+    proxy.silence();
     session.execute("SELECT 1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_timeout_between_two_messages_of_a_statement_stops_it_all_the_same() {
+    let server = Server::start();
+    // PostgreSQL ignores a cancel that comes while it waits for the statement's next message.
+    let proxy = Proxy::start(&server.postgres.url("sample"), Duration::from_millis(10)).await;
+    let broker = Broker::start_at(&proxy.url, "statement_cache_size = 0", "").await;
+    let session = broker.session().await;
+    for timeout in (10..70).step_by(4) {
+        session.execute("SELECT 1").await.unwrap();
+        let request = pb::ExecuteRequest {
+            timeout: crate::support::millis(timeout),
+            ..session.statement("SELECT pg_sleep(60)", vec![])
+        };
+        let stopped = session.run(request).await.unwrap_err();
+        assert_eq!(
+            (stopped.code, stopped.reason.as_str()),
+            (Code::DeadlineExceeded, "STATEMENT_TIMEOUT"),
+            "{timeout} ms"
+        );
+        session.rollback().await.unwrap();
+    }
 }
 
 /// Messages as PostgreSQL frames them.
