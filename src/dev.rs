@@ -13,6 +13,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use crate::random::random;
+
 /// `$1` the binaries' directory, `$2` the cluster's own directory, `$3` the port. Durability is off: nothing is to last.
 const SCRIPT: &str = r#"
 bin=$1 dir=$2 port=$3
@@ -244,10 +246,4 @@ pub fn free_port() -> io::Result<u16> {
 
 fn random_name() -> String {
     format!("{:016x}", u64::from_be_bytes(random()))
-}
-
-fn random<const N: usize>() -> [u8; N] {
-    let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).expect("the operating system always has random bytes once it has booted");
-    bytes
 }

@@ -53,6 +53,7 @@ pub mod postgres;
 pub mod grpc;
 
 pub mod config;
+mod random;
 pub mod secret;
 pub mod server;
 pub mod telemetry;

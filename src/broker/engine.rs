@@ -102,11 +102,6 @@ pub enum CheckoutError {
 }
 
 impl CheckoutError {
-    /// Whether it may pass by itself within moments: the server starts up, or all its connections are in use.
-    pub fn may_pass(&self) -> bool {
-        matches!(self, Self::Refused(error) if matches!(error.sqlstate.as_str(), "57P03" | "53300"))
-    }
-
     pub(super) fn into_error(self, engine: &str) -> Error {
         match self {
             Self::Wait(waited) => Error::Exhausted(Exhausted::PoolWait(waited)),

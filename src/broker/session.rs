@@ -301,10 +301,7 @@ impl Session {
                 Phase::Open(open) => open.backend.clone(),
                 Phase::Idle | Phase::Ended(_) => None,
             },
-            standing: match state.phase {
-                Phase::Ended(reason) => Err(reason),
-                Phase::Idle | Phase::Open(_) => Ok(self.snapshot(&state, now)),
-            },
+            standing: self.standing(&state, now),
             labels: self.labels.clone(),
         }
     }
@@ -319,7 +316,16 @@ impl Session {
 
     /// The session's state as of now, or why it ended.
     pub fn state(&self) -> Result<SessionState, EndReason> {
-        self.describe().standing
+        let now = Instant::now();
+        self.expire_at(now);
+        self.standing(&self.lock(), now)
+    }
+
+    fn standing(&self, state: &State, now: Instant) -> Result<SessionState, EndReason> {
+        match state.phase {
+            Phase::Ended(reason) => Err(reason),
+            Phase::Idle | Phase::Open(_) => Ok(self.snapshot(state, now)),
+        }
     }
 
     /// When the lease can first run out.

@@ -7,6 +7,8 @@ use std::fmt;
 
 use subtle::ConstantTimeEq;
 
+use crate::random::random;
+
 /// The loggable name of a session: 128 random bits. It opens nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionId([u8; 16]);
@@ -94,12 +96,6 @@ impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
-}
-
-fn random() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    getrandom::fill(&mut bytes).expect("the operating system always has random bytes once it has booted");
-    bytes
 }
 
 fn hex(bytes: &[u8; 16]) -> String {

@@ -314,28 +314,19 @@ impl Transaction {
     }
 
     async fn commit(&mut self, turn: Turn, reply: Reply<Committed>) -> End {
-        let (verdict, error, end) = self.commit_truthfully().await;
-        let state = turn.finish(Progress::Over(Some(verdict)));
-        let answer = match error {
-            None => Ok(Committed { verdict, state: Some(state) }),
-            Some(error) => Err(Failure { error, state: Some(state), verdict: Some(verdict) }),
-        };
-        let _ = reply.send(answer);
+        let (committed, end) = self.commit_truthfully(turn).await;
+        let _ = reply.send(committed.map(|(verdict, state)| Committed { verdict, state: Some(state) }));
         end
     }
 
     async fn commit_result(&mut self, result: ResultSet, turn: Turn, reply: Reply<Executed>) -> End {
-        let (verdict, error, end) = self.commit_truthfully().await;
-        let state = turn.finish(Progress::Over(Some(verdict)));
-        let answer = match error {
-            None => Ok(Executed { result, verdict: Some(verdict), state }),
-            Some(error) => Err(Failure { error, state: Some(state), verdict: Some(verdict) }),
-        };
-        let _ = reply.send(answer);
+        let (committed, end) = self.commit_truthfully(turn).await;
+        let _ = reply.send(committed.map(|(verdict, state)| Executed { result, verdict: Some(verdict), state }));
         end
     }
 
-    async fn commit_truthfully(&mut self) -> (Verdict, Option<Error>, End) {
+    /// Commits and ends the call: what the commit did and where that leaves the session.
+    async fn commit_truthfully(&mut self, turn: Turn) -> (Result<(Verdict, SessionState), Failure>, End) {
         let (verdict, error, end) = match self.connection.commit().await {
             CommitVerdict::Committed(xid) => (Verdict::Committed(xid), None, End::Over),
             CommitVerdict::NothingWritten => (Verdict::NothingWritten, None, End::Over),
@@ -346,7 +337,12 @@ impl Transaction {
                 (Verdict::Unknown(xid), None, End::Unknown)
             }
         };
-        (verdict, error.or(verdict.error()), end)
+        let state = turn.finish(Progress::Over(Some(verdict)));
+        let answer = match error.or(verdict.error()) {
+            None => Ok((verdict, state)),
+            Some(error) => Err(Failure { error, state: Some(state), verdict: Some(verdict) }),
+        };
+        (answer, end)
     }
 
     /// Rolls back, within a bound. Past it the connection is given up, and PostgreSQL rolls back on its own.

@@ -13,7 +13,7 @@ use deadpool::managed::Object;
 use futures_util::{StreamExt, join};
 use lru::LruCache;
 use tokio::time::timeout;
-use tokio_postgres::{RowStream, SimpleQueryMessage, Statement as Prepared};
+use tokio_postgres::{RowStream, SimpleQueryMessage, SimpleQueryRow, Statement as Prepared};
 use tracing::debug;
 
 use super::cancel::BackendCanceller;
@@ -74,11 +74,14 @@ impl PooledConnection {
         &self,
         begin: Option<&TransactionOptions>,
         statement: &Statement,
+        cached: Option<Prepared>,
     ) -> Result<Prepared, StatementError> {
         let Backend { client, wire, nets, .. } = self.backend();
-        let types = parameter_types(statement).map_err(StatementError::Refused)?;
+        let is_new = cached.is_none();
+        // The types of a statement that is prepared already are part of what it is kept by.
+        let types = if is_new { parameter_types(statement).map_err(StatementError::Refused)? } else { Vec::new() };
         let prepare = async {
-            match self.cached(statement) {
+            match cached {
                 Some(prepared) => Ok(prepared),
                 None => client.prepare_typed(statement.sql(), &types).await,
             }
@@ -94,7 +97,9 @@ impl PooledConnection {
         let begun = wire.settled().await;
         match prepared {
             Ok(prepared) => {
-                self.cache(statement, &prepared);
+                if is_new {
+                    self.cache(statement, &prepared);
+                }
                 Ok(prepared)
             }
             Err(error) => match (begin, begun) {
@@ -213,10 +218,7 @@ impl PooledConnection {
         must_be_idle(wire.settled().await?)?;
         let answers = client.simple_query(RESET).await.map_err(|error| Lost(error.to_string()))?;
         must_be_idle(wire.settled().await?)?;
-        let prepared = answers.iter().find_map(|answer| match answer {
-            SimpleQueryMessage::Row(row) => Some((row.get(2)?, row.get(3)?.parse().ok()?)),
-            _ => None,
-        });
+        let prepared = first_row(&answers).and_then(|row| Some((row.get(2)?, row.get(3)?.parse().ok()?)));
         if prepared == Some(("0", wire.prepared())) {
             Ok(())
         } else {
@@ -250,8 +252,9 @@ impl Connection for PooledConnection {
         limits: ResultLimits,
     ) -> Result<ResultSet, StatementError> {
         self.backend().wire.forget_notices();
-        let was_cached = self.cached(statement).is_some();
-        let prepared = self.prepare(begin, statement).await?;
+        let cached = self.cached(statement);
+        let was_cached = cached.is_some();
+        let prepared = self.prepare(begin, statement, cached).await?;
         let mut ran = self.run(&prepared, statement, limits).await;
         if let Err(StatementError::Failed(error)) = &ran
             && was_cached
@@ -261,7 +264,7 @@ impl Connection for PooledConnection {
             if begin.is_some() {
                 // Nothing else has run in this transaction, so it can begin again and prepare afresh.
                 self.rollback().await.map_err(StatementError::Lost)?;
-                let prepared = self.prepare(begin, statement).await?;
+                let prepared = self.prepare(begin, statement, None).await?;
                 ran = self.run(&prepared, statement, limits).await;
             } else if staleness == Staleness::Certain {
                 ran = Err(StatementError::StalePlan(error.clone()));
@@ -276,12 +279,7 @@ impl Connection for PooledConnection {
         wire.forget_tags();
         let (probe, answer) = join!(client.simple_query(TRANSACTION_ID), client.batch_execute("COMMIT"));
         let settled = wire.settled().await;
-        let transaction_id = probe.ok().and_then(|answers| {
-            answers.iter().find_map(|answer| match answer {
-                SimpleQueryMessage::Row(row) => row.get(0)?.parse().ok(),
-                _ => None,
-            })
-        });
+        let transaction_id = probe.ok().and_then(|answers| first_row(&answers)?.get(0)?.parse().ok());
         // The tag is PostgreSQL's own word, sent after the fact: not even losing the connection next takes it back.
         match (wire.last_tag().as_deref(), answer, settled) {
             (Some("COMMIT"), _, _) => match transaction_id {
@@ -342,6 +340,14 @@ impl Drop for PooledConnection {
             drop(Object::take(backend));
         }
     }
+}
+
+/// The first row among the answers to a simple query.
+pub(super) fn first_row(answers: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
+    answers.iter().find_map(|answer| match answer {
+        SimpleQueryMessage::Row(row) => Some(row),
+        _ => None,
+    })
 }
 
 /// What a prepared statement is kept by: its text, and the types given for its parameters.

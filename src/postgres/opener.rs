@@ -18,10 +18,10 @@ use tokio::net::lookup_host;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{AsyncMessage, NoTls, SimpleQueryMessage, Statement as Prepared, config as driver};
+use tokio_postgres::{AsyncMessage, NoTls, Statement as Prepared, config as driver};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connection::{Nets, StatementKey};
+use super::connection::{Nets, StatementKey, first_row};
 use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
@@ -30,6 +30,7 @@ use super::tls;
 use super::wire::{Watched, WatchedTls, Wire};
 use crate::broker::engine::CheckoutError;
 use crate::broker::error::PgError;
+use crate::random::random;
 use crate::secret::Secret;
 
 /// Opens connections for a sub-pool, and judges whether they are still good.
@@ -198,11 +199,7 @@ impl Opener {
             }
         }
         if self.options.load_balance_hosts == LoadBalanceHosts::Random {
-            let mut key = [0; 8];
-            hosts.sort_by_cached_key(|_| {
-                getrandom::fill(&mut key).expect("the operating system always has random bytes once it has booted");
-                key
-            });
+            hosts.sort_by_cached_key(|_| random::<8>());
         }
         hosts
     }
@@ -241,13 +238,12 @@ impl Opener {
         let mut config = options.driver_config(password.as_ref().map(Secret::expose));
         let (address, stream) = host.connect(options).await.map_err(|error| OpenError::Failed(error.to_string()))?;
         let wire = Wire::new();
-        let nets = options.nets();
         if options.tls.mode == SslMode::Disable || matches!(host, Host::Unix(_)) {
             // Nobody listens in on a Unix socket; libpq does not encrypt there either.
             config.ssl_mode(driver::SslMode::Disable);
             let watched = Watched::new(stream, wire.clone());
             let (client, connection) = config.connect_raw(watched, NoTls).await.map_err(|error| open_error(&error))?;
-            return self.start(client, connection, wire, address, None, nets);
+            return self.start(client, connection, wire, address, None);
         }
         let name = host.certificate_name();
         let connector = tls::connector(&options.tls).map_err(OpenError::Failed)?;
@@ -255,7 +251,7 @@ impl Opener {
             .map_err(|error| OpenError::Failed(error.to_string()))?;
         let tls = WatchedTls { tls, wire: wire.clone() };
         let (client, connection) = config.connect_raw(stream, tls).await.map_err(|error| open_error(&error))?;
-        self.start(client, connection, wire, address, Some((connector, name.to_owned())), nets)
+        self.start(client, connection, wire, address, Some((connector, name.to_owned())))
     }
 
     fn start<S, T>(
@@ -265,7 +261,6 @@ impl Opener {
         wire: Arc<Wire>,
         address: Address,
         tls: Option<(MakeRustlsConnect, String)>,
-        nets: Nets,
     ) -> Result<Backend, OpenError>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
@@ -286,7 +281,7 @@ impl Opener {
             address,
             tls,
             pid,
-            nets,
+            nets: self.options.nets(),
             server_version,
             statements: Mutex::new(LruCache::new(self.statement_cache_size)),
             standing,
@@ -319,12 +314,8 @@ impl Backend {
         const STANDING: &str =
             "SELECT pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('default_transaction_read_only')";
         let answers = self.client.simple_query(STANDING).await.map_err(|error| error.to_string())?;
-        let row = answers.iter().find_map(|answer| match answer {
-            SimpleQueryMessage::Row(row) => Some((row.get(0), row.get(1))),
-            _ => None,
-        });
-        let (in_recovery, read_only) = row.ok_or("the server did not say what it is")?;
-        Ok(Standing { in_recovery: in_recovery == Some("t"), read_only: read_only == Some("on") })
+        let row = first_row(&answers).ok_or("the server did not say what it is")?;
+        Ok(Standing { in_recovery: row.get(0) == Some("t"), read_only: row.get(1) == Some("on") })
     }
 }
 
@@ -340,7 +331,7 @@ fn open_error(error: &tokio_postgres::Error) -> OpenError {
 }
 
 /// SQLSTATE of a server that starts, stops or recovers.
-const CANNOT_CONNECT_NOW: &str = "57P03";
+pub(super) const CANNOT_CONNECT_NOW: &str = "57P03";
 
 /// SQLSTATE of a server whose connections are all in use.
 pub(super) const TOO_MANY_CONNECTIONS: &str = "53300";

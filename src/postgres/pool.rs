@@ -15,11 +15,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::opener::{Backend, Census, OpenError, Opener};
+use super::opener::{Backend, CANNOT_CONNECT_NOW, Census, OpenError, Opener, TOO_MANY_CONNECTIONS};
 use super::options::ConnectOptions;
 use crate::broker::connect::ConnectOverrides;
 use crate::broker::engine::{CheckoutError, PoolStatistics};
 use crate::broker::principal::Principal;
+use crate::random::random;
 
 /// How large a pool is, how long it makes callers wait, and how long its connections live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -175,19 +176,25 @@ impl Pool {
     }
 
     pub(super) fn statistics(&self) -> PoolStatistics {
-        let in_use = self.total() - self.permits.available_permits();
-        let open = self.census.open();
         PoolStatistics {
             size: self.options.size,
             overflow_max: self.options.overflow_max,
-            open,
-            in_use,
-            idle: open.saturating_sub(in_use),
+            open: self.census.open(),
+            in_use: self.in_use(),
+            idle: self.idle(),
             waiting: self.waiting.load(Ordering::Relaxed),
             sub_pools: lock(&self.sub_pools).len(),
             opened: self.census.opened(),
             login_failures: self.login_failures.load(Ordering::Relaxed),
         }
+    }
+
+    fn in_use(&self) -> usize {
+        self.total() - self.permits.available_permits()
+    }
+
+    fn idle(&self) -> usize {
+        self.census.open().saturating_sub(self.in_use())
     }
 
     fn total(&self) -> usize {
@@ -296,7 +303,7 @@ impl Pool {
             None => Err(NotOpened::Pause(Instant::now())),
             Some(failing) => {
                 let next = failing.until + jittered(PAUSE_MIN);
-                let hopeless = !failing.error.may_pass() || next >= until;
+                let hopeless = !may_pass(&failing.error) || next >= until;
                 Err(if hopeless { NotOpened::Failed(failing.error) } else { NotOpened::Pause(next) })
             }
         }
@@ -328,14 +335,14 @@ impl Pool {
 
     /// Whether a connection that comes back is one too many to be kept.
     pub(super) fn is_overflow(&self) -> bool {
-        self.statistics().idle >= self.options.size
+        self.idle() >= self.options.size
     }
 
     /// Closes what is too old, unused for too long or gone, forgets sub-pools that are empty, and opens what is to be
     /// kept open.
     pub(super) async fn maintain(&self) {
         let sub_pools: Vec<_> = lock(&self.sub_pools).values().cloned().collect();
-        let mut spare = self.statistics().idle.saturating_sub(self.options.idle_min);
+        let mut spare = self.idle().saturating_sub(self.options.idle_min);
         for sub_pool in &sub_pools {
             sub_pool.pool.retain(|backend, _| {
                 let unused = spare > 0 && backend.idle_for() >= self.options.idle_timeout;
@@ -352,7 +359,7 @@ impl Pool {
             overrides.is_empty() || in_use || sub_pool.failing().is_some()
         });
         drop(sub_pools);
-        if self.statistics().in_use > 0 {
+        if self.in_use() > 0 {
             // Callers open what they need; nothing is to be taken from them.
             return;
         }
@@ -437,6 +444,12 @@ impl CheckedOut {
     }
 }
 
+/// Whether a failure may pass by itself within moments: the server starts up, or all its connections are in use.
+fn may_pass(error: &CheckoutError) -> bool {
+    matches!(error, CheckoutError::Refused(error)
+        if matches!(error.sqlstate.as_str(), CANNOT_CONNECT_NOW | TOO_MANY_CONNECTIONS))
+}
+
 /// Counts a caller that waits.
 struct Waiting<'a>(&'a AtomicUsize);
 
@@ -456,9 +469,7 @@ impl Drop for Waiting<'_> {
 
 /// A random time from half of `longest` to all of it.
 pub(super) fn jittered(longest: Duration) -> Duration {
-    let mut bytes = [0; 4];
-    getrandom::fill(&mut bytes).expect("the operating system always has random bytes once it has booted");
-    longest.mul_f64(0.5 + f64::from(u32::from_be_bytes(bytes)) / f64::from(u32::MAX) / 2.0)
+    longest.mul_f64(0.5 + f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX) / 2.0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
