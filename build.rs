@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let files = [
         "sessionbroker/v1/connect.proto",
         "sessionbroker/v1/error.proto",
+        "sessionbroker/v1/run.proto",
         "sessionbroker/v1/session.proto",
         "sessionbroker/v1/transaction.proto",
         "sessionbroker/v1/value.proto",
@@ -21,6 +22,8 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_transport(false)
         .codec_path("crate::grpc::codec::Codec")
         .bytes(".sessionbroker.v1.Value")
+        // In order, so that the same request encodes to the same bytes.
+        .btree_map(".")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -16,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::broker::Broker;
+use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
 use crate::config::Config;
 use crate::grpc::transport::{self, Readiness};
 use crate::postgres::engine::PostgresEngine;
+use crate::random::random;
 
 /// How long open calls, health watches among them, may hold up the transport once the sessions are drained.
 const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
@@ -39,7 +41,8 @@ impl Server {
     /// # Errors
     /// The port's, with its address.
     pub async fn bind(config: Config) -> io::Result<Self> {
-        let Config { listen, endpoint, owner, default_engine, drain_grace, profile, limits, engines } = config;
+        let Config { listen, endpoint, owner, default_engine, commit_token_key, drain_grace, profile, limits, engines } =
+            config;
         let listener = TcpListener::bind(&listen)
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
@@ -54,7 +57,14 @@ impl Server {
                 (name, Arc::new(made) as Arc<dyn Engine>)
             })
             .collect();
-        let broker = Arc::new(Broker::new(owner, engines, default_engine, profile, limits));
+        let commit_tokens = commit_token_key.map_or_else(
+            || {
+                warn!("commit tokens are this broker's own and end with it: set commit_token_key for all replicas");
+                CommitTokens::new(&random::<{ CommitTokens::KEY_BYTES_MIN }>())
+            },
+            |key| CommitTokens::new(key.expose().as_bytes()),
+        );
+        let broker = Arc::new(Broker::new(owner, engines, default_engine, profile, limits, commit_tokens));
         Ok(Self { listener, broker, endpoint, drain_grace })
     }
 

@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::support::{Database, Session, first_row, text, wait_until};
+use crate::support::{COMMIT_TOKEN_KEY, Database, Session, first_row, text, wait_until};
 
 const SESSION_SERVICE: &str = "sessionbroker.v1.SessionService";
 
@@ -50,7 +50,11 @@ impl Program {
     pub(crate) fn serve(database_url: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
-        std::fs::write(&file, format!("drain_grace = \"5s\"\n[engines.main]\nurl = {database_url:?}\n{more}")).unwrap();
+        let toml = format!(
+            "drain_grace = \"5s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
+             [engines.main]\nurl = {database_url:?}\n{more}"
+        );
+        std::fs::write(&file, toml).unwrap();
         Self::start(&["serve", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"])
     }
 
@@ -59,7 +63,7 @@ impl Program {
         SessionServiceClient::new(endpoint.connect_lazy())
     }
 
-    async fn session(&self) -> Session {
+    pub(crate) async fn session(&self) -> Session {
         Session::begin(self.client(), pb::BeginSessionRequest::default()).await.unwrap()
     }
 
@@ -69,12 +73,12 @@ impl Program {
         log.parent().unwrap().to_owned()
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 
-    fn wait(mut self) -> ExitStatus {
+    pub(crate) fn wait(mut self) -> ExitStatus {
         self.child.wait().unwrap()
     }
 }

@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
+use session_broker::broker::commit::TransactionId;
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile};
 use session_broker::broker::session::Session;
-use session_broker::broker::{BeginSession, Broker};
+use session_broker::broker::{BeginSession, Broker, Verdict};
 use session_broker::grpc::pb;
 use tokio::time::{sleep, timeout};
 
@@ -53,7 +54,7 @@ async fn make(session: &Arc<Session>, step: Step) {
     match step {
         Step::Execute => drop(session.execute(call(false)).await),
         Step::ExecuteAndCommit => drop(session.execute(call(true)).await),
-        Step::Commit => drop(session.commit().await),
+        Step::Commit => drop(session.commit(None).await),
         Step::Rollback => drop(session.rollback().await),
         Step::Close => drop(session.close().await),
     }
@@ -141,10 +142,13 @@ async fn a_commit_in_flight_is_not_interrupted_by_its_caller_leaving() {
     let (broker, engine) = broker(gates, Profile::default(), Limits::default());
     let granted = broker.begin_session(&Principal::anonymous(), BeginSession::default()).unwrap();
     granted.session.execute(call(false)).await.unwrap();
-    assert!(timeout(SLOW / 2, granted.session.commit()).await.is_err());
+    assert!(timeout(SLOW / 2, granted.session.commit(None)).await.is_err());
     // The next call waits for it, and hears its verdict.
-    let verdict = granted.session.commit().await.unwrap().verdict;
-    assert_eq!((verdict, engine.counts().committed), (session_broker::broker::Verdict::Committed(1), 1));
+    let verdict = granted.session.commit(None).await.unwrap().verdict;
+    assert_eq!(
+        (verdict, engine.counts().committed),
+        (Verdict::Committed(TransactionId { xid: 1, commit_token: None }), 1)
+    );
 }
 
 #[tokio::test(start_paused = true)]

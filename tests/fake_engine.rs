@@ -5,14 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use session_broker::broker::commit::{Cluster, ClusterXid, Resolution};
 use session_broker::broker::connect::ConnectOverrides;
 use session_broker::broker::engine::{
     Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, Lost, PoolStatistics, StatementError,
-    TransactionOptions, TransactionStatus,
+    Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use session_broker::broker::error::{Error, PgError};
 use session_broker::broker::principal::Principal;
-use session_broker::broker::statement::{ResultLimits, ResultSet, Statement};
+use session_broker::broker::statement::{ResultLimits, ResultSet};
 use tokio::sync::Notify;
 use tokio::time::sleep;
 
@@ -108,6 +109,10 @@ impl FakeEngine {
 
 #[async_trait]
 impl Engine for FakeEngine {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
     fn info(&self) -> EngineInfo {
         EngineInfo {
             name: "fake".into(),
@@ -135,6 +140,10 @@ impl Engine for FakeEngine {
             cancelled: Arc::new(Notify::new()),
             released: false,
         }))
+    }
+
+    async fn resolve(&self, _: &Principal, _: &ClusterXid, _: Option<i32>) -> Result<Resolution, CheckoutError> {
+        unreachable!("no transaction has a cluster")
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {
@@ -199,13 +208,22 @@ impl Connection for FakeConnection {
         self.status
     }
 
+    fn cluster(&self) -> Option<Cluster> {
+        None
+    }
+
+    fn xid(&self) -> Option<u64> {
+        Some(1)
+    }
+
     async fn execute(
         &mut self,
         begin: Option<&TransactionOptions>,
-        statement: &Statement,
+        work: &Work,
         _: ResultLimits,
-    ) -> Result<ResultSet, StatementError> {
-        self.log.lock().unwrap().push(statement.sql().to_owned());
+    ) -> Result<Vec<ResultSet>, Stopped> {
+        let Work::Statements(statements) = work else { unreachable!("no test sets savepoints here") };
+        self.log.lock().unwrap().push(statements[0].sql().to_owned());
         let counts = self.counts.clone();
         let _running = Running::new(&counts);
         if begin.is_some() {
@@ -215,11 +233,11 @@ impl Connection for FakeConnection {
             self.counts().run_outside += 1;
         }
         let failure = tokio::select! {
-            passed = self.gates.execute.pass() => if passed { return Ok(ResultSet::default()) } else { "23505" },
+            passed = self.gates.execute.pass() => if passed { return Ok(vec![ResultSet::default()]) } else { "23505" },
             () = self.cancelled.notified() => "57014",
         };
         let lost = Lost("the gate cut it".into());
-        Err(match self.gates.execute {
+        let error = match self.gates.execute {
             Gate::Lost if begin.is_some() => StatementError::LostBeforeBegin(lost),
             Gate::Lost => StatementError::Lost(lost),
             Gate::Refused => StatementError::Refused(Error::invalid("parameters", "are refused")),
@@ -227,7 +245,8 @@ impl Connection for FakeConnection {
                 self.status = TransactionStatus::Failed;
                 StatementError::Failed(refusal(failure))
             }
-        })
+        };
+        Err(Stopped { index: 0, error })
     }
 
     async fn commit(&mut self) -> CommitVerdict {
@@ -235,13 +254,13 @@ impl Connection for FakeConnection {
         let passed = self.gates.commit.pass().await;
         self.counts().committing -= 1;
         if self.gates.commit == Gate::Lost {
-            return CommitVerdict::Unknown(Some(1), Lost("the gate cut it".into()));
+            return CommitVerdict::Lost(Lost("the gate cut it".into()));
         }
         let failed = std::mem::replace(&mut self.status, TransactionStatus::Idle) == TransactionStatus::Failed;
         match (passed, failed) {
             (true, false) => {
                 self.counts().committed += 1;
-                CommitVerdict::Committed(1)
+                CommitVerdict::Committed
             }
             (true, true) => CommitVerdict::RolledBack,
             (false, _) => CommitVerdict::Failed(refusal("40001")),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::error::{Bound, EndReason, Error};
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile};
@@ -21,7 +22,7 @@ const SECOND: Duration = Duration::from_secs(1);
 pub(crate) fn broker(gates: Gates, profile: Profile, limits: Limits) -> (Broker, Arc<FakeEngine>) {
     let engine = Arc::new(FakeEngine::new(gates));
     let engines = BTreeMap::from([("fake".to_owned(), engine.clone() as Arc<_>)]);
-    (Broker::new("test".into(), engines, "fake".into(), profile, limits), engine)
+    (Broker::new("test".into(), engines, "fake".into(), profile, limits, CommitTokens::new(&[0; 32])), engine)
 }
 
 fn open_broker() -> (Broker, Arc<FakeEngine>) {
@@ -35,7 +36,15 @@ pub(crate) fn begin(broker: &Broker, ttl: Duration) -> Arc<Session> {
 
 pub(crate) fn call(commit: bool) -> ExecuteCall {
     let statement = Statement::new("SELECT 1".into(), Vec::new()).unwrap();
-    ExecuteCall { statement, commit, rows_max: None, timeout: None, grpc_deadline: None }
+    ExecuteCall {
+        statements: vec![statement],
+        commit,
+        transaction: None,
+        numbered: None,
+        rows_max: None,
+        timeout: None,
+        grpc_deadline: None,
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -48,7 +57,9 @@ async fn calls_on_one_session_run_one_at_a_time_in_arrival_order() {
     for sql in &expected {
         let statement = Statement::new(sql.clone(), Vec::new()).unwrap();
         let session = session.clone();
-        calls.spawn(async move { session.execute(ExecuteCall { statement, ..call(false) }).await.unwrap() });
+        calls.spawn(async move {
+            session.execute(ExecuteCall { statements: vec![statement], ..call(false) }).await.unwrap()
+        });
         // It has arrived when it has run up to its turn.
         settle().await;
     }
@@ -95,7 +106,7 @@ async fn finished_calls_and_keep_alive_renew_the_lease() {
         sleep(9 * SECOND).await;
         assert_eq!(session.keep_alive().unwrap().lease_remaining, 10 * SECOND);
         sleep(9 * SECOND).await;
-        session.commit().await.unwrap();
+        session.commit(None).await.unwrap();
     }
     // Looking does not renew.
     sleep(9 * SECOND).await;
@@ -199,7 +210,7 @@ async fn tombstones_are_kept_for_their_time_and_number() {
     for _ in 0..3 {
         let granted = broker.begin_session(&anonymous, BeginSession::default()).unwrap();
         granted.session.close().await.unwrap();
-        tokens.push(granted.token);
+        tokens.push(granted.session.token().clone());
     }
     let standing = |token| broker.session(&anonymous, token).map(|session| session.state());
     assert_eq!(standing(&tokens[0]), Err(Error::SessionUnknown));
@@ -214,9 +225,9 @@ async fn a_session_answers_to_its_own_principal_only() {
     let (broker, _) = open_broker();
     let owner = Principal::new("billing");
     let granted = broker.begin_session(&owner, BeginSession::default()).unwrap();
-    let stranger = broker.session(&Principal::new("shipping"), &granted.token);
+    let stranger = broker.session(&Principal::new("shipping"), granted.session.token());
     assert_eq!(stranger.err(), Some(Error::SessionUnknown));
-    assert!(broker.session(&owner, &granted.token).is_ok());
+    assert!(broker.session(&owner, granted.session.token()).is_ok());
 }
 
 #[tokio::test(start_paused = true)]

@@ -13,6 +13,11 @@ mod layers;
 
 mod sessions;
 
+mod batches;
+mod repeats;
+mod savepoints;
+mod transactions;
+
 mod bad_input;
 
 mod values;

@@ -1,17 +1,45 @@
-//! A TCP proxy before a database, whose link can be slow, and can fall silent without closing.
+//! A TCP proxy before a database, whose links can be slow, fall silent without closing, or be cut, in the middle of a
+//! COMMIT too.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tokio::time::sleep;
+
+/// As many bytes as are passed at once; a COMMIT on its own is far smaller.
+const PIECE_BYTES: usize = 4 * 1024;
+
+/// What happens to a link at a COMMIT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AtCommit {
+    /// It is cut: COMMIT never reaches PostgreSQL.
+    CutBefore,
+    /// COMMIT is passed on, and the link cut: the answer never comes back.
+    CutAfter,
+    /// COMMIT is passed on, and nothing that comes back; the link stays.
+    Withhold,
+}
 
 /// A proxy that passes what it is given, a little later.
 pub(crate) struct Proxy {
     /// The database's URL, through the proxy.
     pub(crate) url: String,
     silence: watch::Sender<()>,
+    shared: Arc<Shared>,
+}
+
+/// What the proxy's owner and its links share.
+struct Shared {
+    delay: Duration,
+    refuses: AtomicBool,
+    at_next_commit: Mutex<Option<AtCommit>>,
+    links: Mutex<Vec<AbortHandle>>,
 }
 
 impl Proxy {
@@ -21,39 +49,133 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = url.replace(&real, &listener.local_addr().unwrap().to_string());
         let (silence, silenced) = watch::channel(());
+        let shared = Arc::new(Shared {
+            delay,
+            refuses: AtomicBool::new(false),
+            at_next_commit: Mutex::new(None),
+            links: Mutex::new(Vec::new()),
+        });
+        let proxy = Self { url, silence, shared: shared.clone() };
         tokio::spawn(async move {
             loop {
                 let (caller, _) = listener.accept().await.unwrap();
+                if shared.refuses.load(Ordering::SeqCst) {
+                    continue;
+                }
                 let server = TcpStream::connect(&real).await.unwrap();
                 let mut silenced = silenced.clone();
                 silenced.borrow_and_update();
-                tokio::spawn(async move {
-                    let (from_caller, to_caller) = caller.into_split();
-                    let (from_server, to_server) = server.into_split();
-                    tokio::select! {
-                        // Whoever closes, both do.
-                        () = pass(from_caller, to_server, delay) => {}
-                        () = pass(from_server, to_caller, delay) => {}
-                        _ = silenced.changed() => std::future::pending().await,
-                    }
-                });
+                let link = tokio::spawn(link(caller, server, shared.clone(), silenced));
+                let mut links = shared.links.lock().unwrap();
+                links.retain(|link| !link.is_finished());
+                links.push(link.abort_handle());
             }
         });
-        Self { url, silence }
+        proxy
     }
 
-    /// From now on, the connections there are neither pass anything nor close; new ones do.
+    /// From now on, the links there are neither pass anything nor close; new ones do.
     pub(crate) fn silence(&self) {
         self.silence.send(()).unwrap();
     }
+
+    /// From now on, new links are closed at once; those there are go on.
+    pub(crate) fn refuse(&self) {
+        self.shared.refuses.store(true, Ordering::SeqCst);
+    }
+
+    /// What happens at the next COMMIT, on whichever link it comes. All others pass.
+    pub(crate) fn at_next_commit(&self, what: AtCommit) {
+        *self.shared.at_next_commit.lock().unwrap() = Some(what);
+    }
+
+    /// Cuts the link that `lot` falls on, if there is one.
+    pub(crate) fn cut(&self, lot: usize) -> bool {
+        let mut links = self.shared.links.lock().unwrap();
+        links.retain(|link| !link.is_finished());
+        if links.is_empty() {
+            return false;
+        }
+        let unlucky = lot % links.len();
+        links.swap_remove(unlucky).abort();
+        true
+    }
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, delay: Duration) {
-    let mut piece = [0; 16 * 1024];
+impl Shared {
+    /// What is to happen to what a caller asks, if it is a COMMIT.
+    fn at_commit(&self, asked: &[u8]) -> Option<AtCommit> {
+        const COMMIT: &[u8] = b"COMMIT\0";
+        let commits = asked.windows(COMMIT.len()).any(|text| text == COMMIT);
+        if commits { self.at_next_commit.lock().unwrap().take() } else { None }
+    }
+
+    async fn pause(&self) {
+        if !self.delay.is_zero() {
+            sleep(self.delay).await;
+        }
+    }
+}
+
+/// One connection's way through the proxy.
+async fn link(caller: TcpStream, server: TcpStream, shared: Arc<Shared>, mut silenced: watch::Receiver<()>) {
+    let (mut from_caller, mut to_caller) = caller.into_split();
+    let (mut from_server, mut to_server) = server.into_split();
+    // They only borrow the sockets: a link that falls silent must not close them.
+    let at_commit = tokio::select! {
+        at_commit = ask(&mut from_caller, &mut to_server, &shared) => at_commit,
+        () = answer(&mut from_server, &mut to_caller, &shared) => None,
+        Ok(()) = silenced.changed() => std::future::pending().await,
+    };
+    match at_commit {
+        // Whoever closes, both do.
+        None => {}
+        Some(AtCommit::CutBefore | AtCommit::CutAfter) => {
+            drop((from_caller, to_caller));
+            // PostgreSQL deals with what it has, and closes when it finds nobody there.
+            drop(to_server);
+            discard(&mut from_server).await;
+        }
+        Some(AtCommit::Withhold) => tokio::select! {
+            () = discard(&mut from_server) => {}
+            () = discard(&mut from_caller) => {}
+        },
+    }
+}
+
+/// Passes what the caller asks, up to a COMMIT at which something happens.
+async fn ask(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, shared: &Shared) -> Option<AtCommit> {
+    let mut piece = [0; PIECE_BYTES];
     while let Ok(count @ 1..) = from.read(&mut piece).await {
-        sleep(delay).await;
+        let asked = &piece[..count];
+        let at_commit = shared.at_commit(asked);
+        if at_commit == Some(AtCommit::CutBefore) {
+            return at_commit;
+        }
+        shared.pause().await;
+        if to.write_all(asked).await.is_err() {
+            return None;
+        }
+        if at_commit.is_some() {
+            return at_commit;
+        }
+    }
+    None
+}
+
+/// Passes what the server answers.
+async fn answer(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, shared: &Shared) {
+    let mut piece = [0; PIECE_BYTES];
+    while let Ok(count @ 1..) = from.read(&mut piece).await {
+        shared.pause().await;
         if to.write_all(&piece[..count]).await.is_err() {
             return;
         }
     }
+}
+
+/// Reads to the end, and passes nothing.
+async fn discard(from: &mut OwnedReadHalf) {
+    let mut piece = [0; PIECE_BYTES];
+    while let Ok(1..) = from.read(&mut piece).await {}
 }

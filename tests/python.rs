@@ -20,8 +20,8 @@ static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     let stubs = home.join("stubs");
     std::fs::create_dir_all(&stubs).unwrap();
-    let protos =
-        ["connect", "error", "session", "transaction", "value"].map(|name| format!("sessionbroker/v1/{name}.proto"));
+    let protos = ["connect", "error", "run", "session", "transaction", "value"]
+        .map(|name| format!("sessionbroker/v1/{name}.proto"));
     run(Command::new(&python)
         .args(["-m", "grpc_tools.protoc", "-Iproto"])
         .arg(format!("--python_out={}", stubs.display()))

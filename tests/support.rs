@@ -12,12 +12,16 @@ use session_broker::config::Config;
 use session_broker::dev::{self, ThrowAwayPostgres};
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
+use session_broker::grpc::pb::transaction_service_client::TransactionServiceClient;
 use session_broker::server;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
+
+/// Every broker's, so that each opens the others' commit tokens.
+pub(crate) const COMMIT_TOKEN_KEY: &str = "a key for tests, not drawn at random";
 
 /// Stops and vanishes when the process ends, as its input then does.
 static POSTGRES: LazyLock<ThrowAwayPostgres> =
@@ -142,7 +146,10 @@ impl Broker {
 
     /// For an engine of these keys.
     pub(crate) async fn start_engine(engine: &str) -> Self {
-        let toml = format!("listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\n[engines.main]\n{engine}\n");
+        let toml = format!(
+            "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
+             [engines.main]\n{engine}\n"
+        );
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
         std::fs::write(&file, toml).unwrap();
@@ -171,6 +178,19 @@ impl Broker {
 
     pub(crate) fn client(&self) -> SessionServiceClient<Channel> {
         SessionServiceClient::new(self.channel())
+    }
+
+    pub(crate) fn transactions(&self) -> TransactionServiceClient<Channel> {
+        TransactionServiceClient::new(self.channel())
+    }
+
+    pub(crate) async fn run(&self, request: pb::RunRequest) -> Result<pb::RunResponse, Failure> {
+        Ok(self.transactions().run(request).await?.into_inner())
+    }
+
+    pub(crate) async fn resolve(&self, commit_token: &str) -> Result<pb::ResolveCommitResponse, Failure> {
+        let request = pb::ResolveCommitRequest { commit_token: commit_token.into(), wait: None };
+        Ok(self.client().resolve_commit(request).await?.into_inner())
     }
 
     pub(crate) async fn session(&self) -> Session {
@@ -345,9 +365,35 @@ impl Session {
         Ok(self.client.clone().commit(request).await?.into_inner())
     }
 
+    pub(crate) async fn execute_batch(
+        &self,
+        request: pb::ExecuteBatchRequest,
+    ) -> Result<pb::ExecuteBatchResponse, Failure> {
+        let request = pb::ExecuteBatchRequest { session_token: self.token.clone(), ..request };
+        Ok(self.client.clone().execute_batch(request).await?.into_inner())
+    }
+
     pub(crate) async fn rollback(&self) -> Result<pb::SessionState, Failure> {
-        let request = pb::RollbackRequest { session_token: self.token.clone() };
+        self.rollback_to("").await
+    }
+
+    pub(crate) async fn rollback_to(&self, savepoint: &str) -> Result<pb::SessionState, Failure> {
+        let request = pb::RollbackRequest { session_token: self.token.clone(), savepoint: savepoint.into() };
         Ok(self.client.clone().rollback(request).await?.into_inner().state.unwrap())
+    }
+
+    pub(crate) async fn savepoint(&self, name: &str) -> Result<pb::SessionState, Failure> {
+        let request = pb::CreateSavepointRequest {
+            session_token: self.token.clone(),
+            name: name.into(),
+            transaction_options: None,
+        };
+        Ok(self.client.clone().create_savepoint(request).await?.into_inner().state.unwrap())
+    }
+
+    pub(crate) async fn release(&self, name: &str) -> Result<pb::SessionState, Failure> {
+        let request = pb::ReleaseSavepointRequest { session_token: self.token.clone(), name: name.into() };
+        Ok(self.client.clone().release_savepoint(request).await?.into_inner().state.unwrap())
     }
 
     pub(crate) async fn close(&self) -> Result<pb::EndReason, Failure> {

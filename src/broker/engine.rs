@@ -2,12 +2,14 @@
 //!
 //! Names no driver. Invariant: a dropped [`Connection`] is discarded; only [`Connection::release`] gives it back.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
+use super::commit::{Cluster, ClusterXid, Resolution};
 use super::connect::ConnectOverrides;
 use super::error::{Error, Exhausted, PgError};
 use super::principal::Principal;
@@ -16,6 +18,9 @@ use super::statement::{ResultLimits, ResultSet, Statement};
 /// A configured PostgreSQL target with its pool.
 #[async_trait]
 pub trait Engine: Debug + Send + Sync {
+    /// The engine's configured name.
+    fn name(&self) -> &str;
+
     /// What is behind the engine.
     fn info(&self) -> EngineInfo;
 
@@ -35,6 +40,18 @@ pub trait Engine: Debug + Send + Sync {
         principal: &Principal,
         overrides: &Arc<ConnectOverrides>,
     ) -> Result<Box<dyn Connection>, CheckoutError>;
+
+    /// Asks PostgreSQL what became of a transaction, on a connection out of the pool. `orphan` is the backend of a
+    /// connection that is known to be lost: should it still wait there for the transaction's next statement, it is ended.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the pool whole.
+    async fn resolve(
+        &self,
+        principal: &Principal,
+        transaction: &ClusterXid,
+        orphan: Option<i32>,
+    ) -> Result<Resolution, CheckoutError>;
 
     /// Proves that PostgreSQL answers, apart from the pool.
     ///
@@ -128,17 +145,23 @@ pub trait Connection: Send {
     /// What PostgreSQL last said of the transaction.
     fn status(&self) -> TransactionStatus;
 
-    /// Runs a statement to its end, in a transaction begun in the same round trip when `begin` is given. On return
-    /// PostgreSQL is ready for the next one, unless the connection is lost.
+    /// Which cluster the server belongs to, if it has told.
+    fn cluster(&self) -> Option<Cluster>;
+
+    /// The transaction's xid8, once it has one. It is known for certain whenever [`Self::execute`] has succeeded.
+    fn xid(&self) -> Option<u64>;
+
+    /// Does the work to its end, in a transaction begun in the same round trip when `begin` is given: one result for each
+    /// statement. On return PostgreSQL is ready for more, unless the connection is lost.
     ///
     /// # Cancel safety
     /// None: a dropped future leaves the connection in the middle of an answer. Drop the connection too.
     async fn execute(
         &mut self,
         begin: Option<&TransactionOptions>,
-        statement: &Statement,
+        work: &Work,
         limits: ResultLimits,
-    ) -> Result<ResultSet, StatementError>;
+    ) -> Result<Vec<ResultSet>, Stopped>;
 
     /// Commits and tells the truth about it.
     ///
@@ -192,6 +215,58 @@ pub enum TransactionStatus {
     Failed,
 }
 
+/// What a call does in its transaction.
+#[derive(Debug, Clone)]
+pub enum Work {
+    /// Runs statements, in order, until one fails.
+    Statements(Vec<Statement>),
+    /// Acts on a savepoint.
+    Savepoint(SavepointAction, SavepointName),
+}
+
+/// What is done to a savepoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SavepointAction {
+    /// SAVEPOINT.
+    Create,
+    /// RELEASE SAVEPOINT.
+    Release,
+    /// ROLLBACK TO SAVEPOINT.
+    RollBackTo,
+}
+
+impl SavepointAction {
+    /// What is wrong with a name that no savepoint has.
+    pub(super) fn unknown(self) -> Error {
+        let field = if self == Self::RollBackTo { "savepoint" } else { "name" };
+        Error::invalid(field, "is no savepoint of this transaction: create it first")
+    }
+}
+
+/// A name that PostgreSQL keeps as it is: 1 to 63 bytes without NUL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SavepointName(String);
+
+impl SavepointName {
+    /// PostgreSQL cuts longer names short.
+    const BYTES_MAX: usize = 63;
+
+    /// # Errors
+    /// [`Error::Invalid`] for that field.
+    pub fn new(field: &str, name: String) -> Result<Self, Error> {
+        if (1..=Self::BYTES_MAX).contains(&name.len()) && !name.contains('\0') {
+            Ok(Self(name))
+        } else {
+            Err(Error::invalid(field, format!("must be 1 to {} bytes without NUL", Self::BYTES_MAX)))
+        }
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
 /// How a transaction begins.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct TransactionOptions {
@@ -203,6 +278,10 @@ pub struct TransactionOptions {
     pub deferrable: bool,
     /// SET LOCAL lock_timeout.
     pub lock_timeout: Option<Duration>,
+    /// SET LOCAL ROLE.
+    pub role: Option<String>,
+    /// set_config(name, value, true).
+    pub settings: BTreeMap<String, String>,
     /// PostgreSQL's own statement_timeout, the net under our clock.
     pub statement_net: Duration,
     /// PostgreSQL's own idle_in_transaction_session_timeout, the net under a broker that died.
@@ -219,17 +298,26 @@ pub enum IsolationLevel {
     Serializable,
 }
 
+/// Why work stopped, and at which of its statements.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stopped {
+    /// From 0.
+    pub index: usize,
+    /// Why.
+    pub error: StatementError,
+}
+
 /// Why a statement has no result.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StatementError {
-    /// Found wrong before it ran; [`Connection::status`] tells where that leaves the transaction.
+    /// Found wrong before anything ran; [`Connection::status`] tells where that leaves the transaction.
     Refused(Error),
     /// PostgreSQL failed it.
     Failed(Box<PgError>),
     /// PostgreSQL failed it because the tables it was prepared for have changed: the transaction can be tried again.
     StalePlan(Box<PgError>),
-    /// It ran, but its result cannot be returned: it passed a limit, or holds what this broker cannot carry.
-    Unreturnable(Error),
+    /// Given up after something had run, as when the result passed a limit; the transaction has been failed.
+    GivenUp(Error),
     /// The connection went away before the transaction had begun.
     LostBeforeBegin(Lost),
     /// The connection went away in the transaction.
@@ -239,14 +327,12 @@ pub enum StatementError {
 /// What COMMIT did.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CommitVerdict {
-    /// Committed, with the transaction's xid8.
-    Committed(u64),
-    /// Ended well without having written.
-    NothingWritten,
+    /// Committed.
+    Committed,
     /// The transaction had failed; PostgreSQL rolled it back.
     RolledBack,
     /// The commit itself failed, as a deferred constraint makes it, and PostgreSQL rolled back.
     Failed(Box<PgError>),
-    /// The connection went away before the answer. The xid8 is known when it came before.
-    Unknown(Option<u64>, Lost),
+    /// The connection went away before the answer.
+    Lost(Lost),
 }

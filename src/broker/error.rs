@@ -52,6 +52,28 @@ pub enum Error {
         /// How long the statement was allowed.
         after: Duration,
     },
+    /// The caller went away before its call was through.
+    #[error("the caller left before the call was through: its statement was stopped")]
+    CallerLeft,
+    /// A numbered call came out of turn.
+    #[error("seq {given} skips a number: the session's next call is {expected}")]
+    SeqGap {
+        /// The number it had.
+        given: u64,
+        /// The number it should have had.
+        expected: u64,
+    },
+    /// A numbered call was repeated, and its answer is not kept.
+    #[error("the answer to call {0} is kept no longer: it ran, and is not the last or was too large")]
+    SeqAnswerGone(u64),
+    /// A statement's row count is not what was expected of it.
+    #[error("the statement counted {count} rows where {expected} were expected: the transaction was rolled back")]
+    ExpectationFailed {
+        /// What it counted.
+        count: u64,
+        /// What was expected, "exactly 1".
+        expected: String,
+    },
     /// The statement ran, but its result holds what this broker cannot carry.
     #[error("the statement ran, but its result cannot be returned: {0}")]
     Unreturnable(String),
@@ -59,7 +81,7 @@ pub enum Error {
     #[error("nothing was committed: a statement had failed, so PostgreSQL rolled the transaction back")]
     CommitRolledBack,
     /// The answer to COMMIT was lost.
-    #[error("the commit's outcome is unknown: the connection was lost before PostgreSQL answered")]
+    #[error("the commit's outcome is unknown: the connection was lost before PostgreSQL answered; call ResolveCommit")]
     CommitUnknown,
     /// A defect of ours.
     #[error("internal error")]
@@ -219,11 +241,13 @@ pub struct Failure {
     pub state: Option<SessionState>,
     /// What became of the transaction, when the call tried to end it.
     pub verdict: Option<Verdict>,
+    /// Which of the call's statements is to blame, from 0.
+    pub index: Option<usize>,
 }
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { error, state: None, verdict: None }
+        Self { error, state: None, verdict: None, index: None }
     }
 }
 

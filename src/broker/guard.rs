@@ -4,8 +4,19 @@
 //! statement in one Execute. Invariant: nothing PostgreSQL's parser takes for transaction control gets through; should
 //! a way be found, the transaction task still sees the server idle and discards the connection.
 
-/// Says what is wrong with `sql` and which RPC to use instead.
-pub(super) fn check(sql: &str) -> Result<(), String> {
+/// What a statement's leading word says of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// SELECT, WITH, VALUES or TABLE: it reads, and may do whatever its functions do.
+    Query,
+    /// INSERT, UPDATE, DELETE or MERGE.
+    Change,
+    /// Anything else.
+    Other,
+}
+
+/// Tells what `sql` is, or what is wrong with it and which RPC to use instead.
+pub(super) fn check(sql: &str) -> Result<Kind, String> {
     let mut tokens = Tokens(sql);
     // PostgreSQL drops empty statements: "; COMMIT" is a COMMIT.
     let Some(first) = tokens.find(|token| !matches!(token, Token::Other(';'))) else {
@@ -15,12 +26,16 @@ pub(super) fn check(sql: &str) -> Result<(), String> {
         "BEGIN" | "START" => "a transaction begins by itself with the first Execute",
         "COMMIT" | "END" => "call Commit, or set commit on the last Execute",
         "ROLLBACK" | "ABORT" => "call Rollback",
-        "SAVEPOINT" | "RELEASE" => "this broker has no savepoint calls yet: use one transaction for each attempt",
+        "SAVEPOINT" => "call CreateSavepoint",
+        "RELEASE" => "call ReleaseSavepoint",
         "PREPARE" if tokens.next().is_some_and(|token| token.keyword() == "TRANSACTION") => {
             "call Commit; two-phase commit is not offered"
         }
         "COPY" => return Err("is a COPY, which Execute cannot do: use INSERT or SELECT".into()),
-        _ => return Ok(()),
+        "SELECT" | "WITH" | "VALUES" | "TABLE" => return Ok(Kind::Query),
+        "" if matches!(first, Token::Other('(')) => return Ok(Kind::Query),
+        "INSERT" | "UPDATE" | "DELETE" | "MERGE" => return Ok(Kind::Change),
+        _ => return Ok(Kind::Other),
     };
     Err(format!("{} controls the transaction: {instead}", first.keyword()))
 }
@@ -109,7 +124,7 @@ fn skip_block_comment(sql: &str) -> &str {
 mod tests {
     use proptest::prelude::*;
 
-    use super::check;
+    use super::{Kind, check};
 
     #[test]
     fn transaction_control_is_refused_however_it_is_dressed() {
@@ -154,7 +169,21 @@ mod tests {
             "SET TRANSACTION READ ONLY",
             "VALUES (1)",
         ] {
-            assert_eq!(check(sql), Ok(()), "{sql:?}");
+            assert!(check(sql).is_ok(), "{sql:?}");
+        }
+    }
+
+    #[test]
+    fn the_leading_word_tells_the_kind() {
+        for (sql, kind) in [
+            ("select 1", Kind::Query),
+            ("/* x */ ((SELECT 1))", Kind::Query),
+            ("With a AS (SELECT 1) INSERT INTO t TABLE a", Kind::Query),
+            ("merge into t", Kind::Change),
+            ("SET x = 1", Kind::Other),
+            ("selection", Kind::Other),
+        ] {
+            assert_eq!(check(sql), Ok(kind), "{sql:?}");
         }
     }
 

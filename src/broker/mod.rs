@@ -14,6 +14,7 @@ pub mod principal;
 pub mod profile;
 pub mod token;
 
+pub mod commit;
 pub mod connect;
 pub mod engine;
 pub mod session;
@@ -23,25 +24,26 @@ mod reaper;
 mod registry;
 mod transaction;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
 
 pub use transaction::Verdict;
 
+use commit::{CommitTokens, Resolution};
 use connect::ConnectOverrides;
 use engine::{Engine, IsolationLevel, TransactionOptions};
 use error::{EndReason, Error};
 use principal::Principal;
 use profile::{Limits, Profile};
 use registry::Registry;
-use session::{Session, SessionOptions};
+use session::{Kind, Session, SessionOptions};
 use token::{SessionId, SessionToken};
 
 /// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
@@ -51,6 +53,13 @@ const NET_SLACK: Duration = Duration::from_secs(5);
 const LABELS_MAX: usize = 16;
 const LABEL_KEY_BYTES_MAX: usize = 63;
 const LABEL_VALUE_BYTES_MAX: usize = 255;
+
+/// The most settings of a session, and the longest value in bytes: a tenant, a user, a locale and room to grow.
+const SETTINGS_MAX: usize = 16;
+const SETTING_BYTES_MAX: usize = 1024;
+
+/// The longest name a caller may give a request that it may repeat: room for two UUIDs and a prefix.
+const REQUEST_ID_BYTES_MAX: usize = 128;
 
 /// Lends sessions.
 #[derive(Debug)]
@@ -69,6 +78,7 @@ struct Shared {
     registry: Registry,
     /// To the reaper, which lives as long as the broker.
     reaper: mpsc::UnboundedSender<reaper::Order>,
+    commit_tokens: CommitTokens,
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
@@ -111,8 +121,34 @@ pub struct BeginSession {
     pub transaction_timeout: Option<Duration>,
     /// What its connections are to be, where the engine's options are not to be.
     pub connect: ConnectOverrides,
+    /// The role of its transactions; `None`: the login role.
+    pub role: Option<String>,
+    /// Settings of its transactions.
+    pub settings: BTreeMap<String, String>,
     /// For operators.
     pub labels: BTreeMap<String, String>,
+    /// For a request that may be repeated.
+    pub repeatable: Option<Repeatable>,
+}
+
+/// A request that its caller may repeat.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Repeatable {
+    /// The caller's name for it.
+    pub id: String,
+    /// Differs when the request does.
+    pub fingerprint: u64,
+}
+
+impl Repeatable {
+    /// # Errors
+    /// [`Error::Invalid`] for that field.
+    fn check(&self, field: &str) -> Result<(), Error> {
+        if self.id.len() > REQUEST_ID_BYTES_MAX || self.id.contains('\0') {
+            return Err(Error::invalid(field, format!("must be up to {REQUEST_ID_BYTES_MAX} bytes without NUL")));
+        }
+        Ok(())
+    }
 }
 
 /// A session as granted.
@@ -120,8 +156,6 @@ pub struct BeginSession {
 pub struct Granted {
     /// The session.
     pub session: Arc<Session>,
-    /// The credential that opens it.
-    pub token: SessionToken,
     /// The lease granted.
     pub lease_ttl: Duration,
 }
@@ -137,12 +171,14 @@ impl Broker {
         default_engine: String,
         profile: Profile,
         limits: Limits,
+        commit_tokens: CommitTokens,
     ) -> Self {
         assert!(engines.contains_key(&default_engine), "the configuration names an existing default engine");
         let (orders, received) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             registry: Registry::new(limits),
             reaper: orders,
+            commit_tokens,
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
         });
@@ -165,9 +201,13 @@ impl Broker {
         engine.check(&request.connect)?;
         let options = self.session_options(&request)?;
         check_labels(&request.labels)?;
+        if let Some(repeatable) = &request.repeatable {
+            repeatable.check("request_id")?;
+        }
         let token = SessionToken::generate(&self.owner);
         let session = Arc::new(Session::new(
-            token.clone(),
+            Kind::Leased,
+            token,
             principal.clone(),
             engine.clone(),
             self.profile.clone(),
@@ -176,7 +216,10 @@ impl Broker {
             lease_ttl,
             self.shared.clone(),
         ));
-        self.shared.registry.insert(session.clone())?;
+        let known = self.shared.registry.insert(session.clone(), request.repeatable)?;
+        if !Arc::ptr_eq(&known, &session) {
+            return Ok(Granted { lease_ttl: known.lease_ttl(), session: known });
+        }
         self.shared.watch(&session);
         // A drain that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {
@@ -184,9 +227,9 @@ impl Broker {
             return Err(Error::Draining);
         }
         info!(
-            session.id = %session.id(), %principal, engine = %engine.info().name, lease.ttl = ?lease_ttl, "session began"
+            session.id = %session.id(), %principal, engine = %engine.name(), lease.ttl = ?lease_ttl, "session began"
         );
-        Ok(Granted { session, token, lease_ttl })
+        Ok(Granted { session, lease_ttl })
     }
 
     /// The session a token opens, live or ended: every call on it says which.
@@ -196,6 +239,42 @@ impl Broker {
     pub fn session(&self, principal: &Principal, token: &SessionToken) -> Result<Arc<Session>, Error> {
         let session = self.shared.registry.get(token.id()).ok_or(Error::SessionUnknown)?;
         if session.answers_to(principal, token) { Ok(session) } else { Err(Error::SessionUnknown) }
+    }
+
+    /// Tells what became of the transaction that a commit token names, waiting for its end up to `until`. With its xid8.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a token that this broker did not seal for this principal, and what keeps PostgreSQL from
+    /// being asked.
+    pub async fn resolve_commit(
+        &self,
+        principal: &Principal,
+        commit_token: &str,
+        until: Instant,
+    ) -> Result<(Resolution, u64), Error> {
+        /// How long to wait before asking again, at first and at most.
+        const AGAIN_MIN: Duration = Duration::from_millis(10);
+        const AGAIN_MAX: Duration = Duration::from_millis(200);
+
+        let (engine, transaction) = self.shared.commit_tokens.open(principal, commit_token).map_err(|_| {
+            let problem = "is none of this broker's for this caller: pass one unchanged, to a broker with the same \
+                           commit_token_key";
+            Error::invalid("commit_token", problem)
+        })?;
+        let engine = self.engines.get(&engine).ok_or_else(|| {
+            Error::invalid("commit_token", format!("is of engine {engine:?}, which this broker does not have"))
+        })?;
+        let mut again = AGAIN_MIN;
+        loop {
+            let resolution =
+                engine.resolve(principal, &transaction, None).await.map_err(|error| error.into_error(engine.name()))?;
+            let later = Instant::now() + again;
+            if resolution != Resolution::InProgress || later >= until {
+                return Ok((resolution, transaction.xid));
+            }
+            sleep_until(later).await;
+            again = (again * 2).min(AGAIN_MAX);
+        }
     }
 
     /// The engines, by name.
@@ -267,9 +346,14 @@ impl Broker {
             read_only: request.read_only,
             deferrable: request.deferrable,
             lock_timeout: within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?,
+            role: request.role.clone(),
+            settings: request.settings.clone(),
             statement_net: statement_timeout + NET_SLACK,
             idle_net: transaction_timeout + NET_SLACK,
         };
+        check_role(request.role.as_deref(), &self.profile.roles)?;
+        check_settings(&request.settings, &self.profile.settings)?;
+        let transaction = Arc::new(transaction);
         let connect = Arc::new(request.connect.clone());
         Ok(SessionOptions { transaction, connect, statement_timeout, transaction_timeout })
     }
@@ -283,6 +367,32 @@ fn within(field: &str, asked: Option<Duration>, max: Duration) -> Result<Option<
         }
         asked => Ok(asked),
     }
+}
+
+fn check_role(role: Option<&str>, allowed: &BTreeSet<String>) -> Result<(), Error> {
+    match role {
+        Some(role) if !allowed.contains(role) => {
+            Err(Error::invalid("options.role", "is not among profile.roles: leave it out for the login role"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn check_settings(settings: &BTreeMap<String, String>, allowed: &BTreeSet<String>) -> Result<(), Error> {
+    const FIELD: &str = "options.settings";
+    if settings.len() > SETTINGS_MAX {
+        return Err(Error::invalid(FIELD, format!("are {}, the limit is {SETTINGS_MAX}", settings.len())));
+    }
+    for (name, value) in settings {
+        if !allowed.contains(name) {
+            return Err(Error::invalid(FIELD, "name one that is not among profile.settings: leave it out"));
+        }
+        if value.len() > SETTING_BYTES_MAX || value.contains(char::is_control) {
+            let problem = format!("{name} must be up to {SETTING_BYTES_MAX} bytes without control characters");
+            return Err(Error::invalid(FIELD, problem));
+        }
+    }
+    Ok(())
 }
 
 fn check_labels(labels: &BTreeMap<String, String>) -> Result<(), Error> {

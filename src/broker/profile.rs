@@ -2,6 +2,7 @@
 //!
 //! Invariant: every limit has a default, and the default a reason.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The limits of a session.
@@ -25,6 +26,10 @@ pub struct Profile {
     pub result_bytes_max: usize,
     /// The most calls that run or wait on one session.
     pub session_queue_max: u32,
+    /// The roles that sessions may ask for.
+    pub roles: BTreeSet<String>,
+    /// The settings that sessions may ask for.
+    pub settings: BTreeSet<String>,
 }
 
 impl Default for Profile {
@@ -48,6 +53,9 @@ impl Default for Profile {
             result_bytes_max: 7 * 512 * 1024,
             // A session is one conversation: more than a few calls in flight is a caller's mistake.
             session_queue_max: 32,
+            // What a caller may become is the operator's to say.
+            roles: BTreeSet::new(),
+            settings: BTreeSet::new(),
         }
     }
 }

@@ -14,29 +14,40 @@ use tokio::time::Instant;
 use tracing::{error, info};
 
 use super::Shared;
+use super::commit::{ClusterXid, CommitToken, TransactionId};
 use super::connect::ConnectOverrides;
-use super::engine::{Engine, EngineInfo, TransactionOptions};
+use super::engine::{Engine, EngineInfo, IsolationLevel, SavepointAction, SavepointName, TransactionOptions, Work};
 use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::lease::{Judgement, Lease};
 use super::principal::Principal;
 use super::profile::Profile;
 use super::statement::{ResultLimits, ResultSet, Statement};
 use super::token::{SessionId, SessionToken};
-use super::transaction::{self, Command, Deadline, Verdict};
+use super::transaction::{self, Call, Command, Deadline, Verdict};
 
 /// What a session does with every transaction it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct SessionOptions {
-    pub(super) transaction: TransactionOptions,
+    pub(super) transaction: Arc<TransactionOptions>,
     /// What its connections are to be.
     pub(super) connect: Arc<ConnectOverrides>,
     pub(super) statement_timeout: Duration,
     pub(super) transaction_timeout: Duration,
 }
 
+/// How a session lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// For a caller that comes back: its lease is watched, and its end remembered.
+    Leased,
+    /// For one call, which owns it.
+    OneShot,
+}
+
 /// A leased session.
 #[derive(Debug)]
 pub struct Session {
+    kind: Kind,
     token: SessionToken,
     principal: Principal,
     engine: Arc<dyn Engine>,
@@ -57,7 +68,29 @@ struct State {
     calls: u32,
     /// What the last commit did, until another transaction begins. It outlives the session, in its tombstone.
     last_commit: Option<Verdict>,
+    /// The last numbered call; it goes with the session.
+    last_numbered: Option<Kept>,
 }
+
+/// A call of Execute that can be repeated: its number in its session, and a fingerprint of what it asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Numbered {
+    /// From 1.
+    pub seq: u64,
+    /// Differs when the request does.
+    pub fingerprint: u64,
+}
+
+/// A numbered call's answer, kept for a repeat.
+#[derive(Debug)]
+struct Kept {
+    numbered: Numbered,
+    /// `None` when it was too large.
+    answer: Option<Box<Result<Executed, Failure>>>,
+}
+
+/// The largest result kept for a repeat. What changes data answers little; what reads much can be read again.
+const KEPT_BYTES_MAX: usize = 64 * 1024;
 
 /// Where a session is in its life.
 #[derive(Debug)]
@@ -77,14 +110,18 @@ struct Open {
     deadline: Instant,
     /// Once the task has a connection.
     backend: Option<BackendInfo>,
+    /// Once PostgreSQL has given it one.
+    id: Option<TransactionId>,
     failed: bool,
 }
 
 /// Where a session stands, as its caller sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SessionState {
     /// The transaction.
     pub transaction: TransactionState,
+    /// The transaction's id, once it has one.
+    pub transaction_id: Option<TransactionId>,
     /// Until the lease runs out.
     pub lease_remaining: Duration,
     /// Until the maximum age.
@@ -132,13 +169,28 @@ pub struct Description {
     pub labels: BTreeMap<String, String>,
 }
 
+/// How one transaction begins, where not as its session's options say.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct TransactionChoice {
+    /// Its isolation.
+    pub isolation_level: Option<IsolationLevel>,
+    /// READ ONLY.
+    pub read_only: Option<bool>,
+    /// DEFERRABLE.
+    pub deferrable: Option<bool>,
+}
+
 /// A call of Execute.
 #[derive(Debug)]
 pub struct ExecuteCall {
-    /// What to run.
-    pub statement: Statement,
-    /// Commit when it has succeeded.
+    /// What to run, in order.
+    pub statements: Vec<Statement>,
+    /// Commit when all have succeeded.
     pub commit: bool,
+    /// How the transaction begins, for a call that begins it.
+    pub transaction: Option<TransactionChoice>,
+    /// For a call that can be repeated.
+    pub numbered: Option<Numbered>,
     /// The caller's row limit.
     pub rows_max: Option<u64>,
     /// The request's own time limit.
@@ -148,10 +200,10 @@ pub struct ExecuteCall {
 }
 
 /// An Execute that succeeded.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Executed {
-    /// The statement's result.
-    pub result: ResultSet,
+    /// The statements' results, in order.
+    pub results: Vec<ResultSet>,
     /// What the commit did, if one was asked for.
     pub verdict: Option<Verdict>,
     /// The session after the call.
@@ -159,7 +211,7 @@ pub struct Executed {
 }
 
 /// A commit that succeeded.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Committed {
     /// `Committed` or `NothingWritten`.
     pub verdict: Verdict,
@@ -170,6 +222,7 @@ pub struct Committed {
 impl Session {
     #[allow(clippy::too_many_arguments, reason = "each is a part of the session, given once, in one place")]
     pub(super) fn new(
+        kind: Kind,
         token: SessionToken,
         principal: Principal,
         engine: Arc<dyn Engine>,
@@ -180,8 +233,9 @@ impl Session {
         shared: Arc<Shared>,
     ) -> Self {
         let lease = Lease::grant(Instant::now(), lease_ttl, profile.session_age_max);
-        let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None };
+        let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None, last_numbered: None };
         Self {
+            kind,
             token,
             principal,
             engine,
@@ -199,33 +253,86 @@ impl Session {
         self.token.id()
     }
 
-    /// Runs a statement in the session's transaction, beginning it when there is none.
+    /// The credential that opens it, for its caller.
+    pub fn token(&self) -> &SessionToken {
+        &self.token
+    }
+
+    /// The lease granted.
+    pub(super) fn lease_ttl(&self) -> Duration {
+        self.lock().lease.ttl()
+    }
+
+    /// Runs statements in the session's transaction, beginning it when there is none.
     ///
     /// # Cancel safety
     /// Dropping the future before its turn runs nothing; later it cancels the statement, but never a COMMIT.
     pub async fn execute(self: &Arc<Self>, call: ExecuteCall) -> Result<Executed, Failure> {
         let turn = self.turn().await?;
+        if let Some(numbered) = call.numbered
+            && let Some(answer) = turn.repeated(numbered)
+        {
+            return answer;
+        }
+        let limits = ResultLimits {
+            rows_max: call.rows_max.unwrap_or(u64::MAX).min(self.profile.result_rows_max),
+            bytes_max: self.profile.result_bytes_max,
+        };
+        let deadline = self.deadline(call.timeout, call.grpc_deadline);
+        let ExecuteCall { statements, commit, transaction, numbered, grpc_deadline, .. } = call;
+        let begin = self.begin(transaction);
+        if transaction.is_some() && !turn.is_idle() {
+            return Err(turn.refuse(transaction_is_open()));
+        }
         let (reply, answer) = oneshot::channel();
         let execute = transaction::Execute {
-            deadline: self.deadline(&call),
-            limits: ResultLimits {
-                rows_max: call.rows_max.unwrap_or(u64::MAX).min(self.profile.result_rows_max),
-                bytes_max: self.profile.result_bytes_max,
-            },
-            statement: call.statement,
-            commit: call.commit,
-            turn,
-            reply,
+            work: Work::Statements(statements),
+            commit,
+            limits,
+            deadline,
+            answer_by: grpc_deadline,
+            call: Call { turn, numbered, reply },
         };
-        self.dispatch(Command::Execute(execute));
+        self.dispatch(Command::Execute(execute), begin);
         self.answered(answer).await
     }
 
-    /// Commits the transaction. Without one it repeats the last commit's verdict, also after the session's end.
+    /// Sets a savepoint, releases it or rolls back to it. Setting one begins a transaction when there is none.
+    ///
+    /// # Cancel safety
+    /// Dropping the future before its turn does nothing; later the action may be done or not.
+    pub async fn savepoint(
+        self: &Arc<Self>,
+        action: SavepointAction,
+        name: SavepointName,
+        transaction: Option<TransactionChoice>,
+        grpc_deadline: Option<Instant>,
+    ) -> Result<SessionState, Failure> {
+        let turn = self.turn().await?;
+        match (turn.is_idle(), action) {
+            (true, SavepointAction::Release | SavepointAction::RollBackTo) => return Err(turn.refuse(action.unknown())),
+            (false, _) if transaction.is_some() => return Err(turn.refuse(transaction_is_open())),
+            (true, SavepointAction::Create) | (false, _) => {}
+        }
+        let (reply, answer) = oneshot::channel();
+        let execute = transaction::Execute {
+            work: Work::Savepoint(action, name),
+            commit: false,
+            limits: ResultLimits { rows_max: 0, bytes_max: 0 },
+            deadline: self.deadline(None, grpc_deadline),
+            answer_by: None,
+            call: Call { turn, numbered: None, reply },
+        };
+        self.dispatch(Command::Execute(execute), self.begin(transaction));
+        self.answered(answer).await.map(|done| done.state)
+    }
+
+    /// Commits the transaction. Without one it repeats the last commit's verdict, also after the session's end. Should
+    /// the answer to COMMIT be lost, its outcome is looked for until the caller's gRPC deadline at the latest.
     ///
     /// # Cancel safety
     /// Dropping the future before its turn commits nothing; later it does not stop the commit.
-    pub async fn commit(self: &Arc<Self>) -> Result<Committed, Failure> {
+    pub async fn commit(self: &Arc<Self>, grpc_deadline: Option<Instant>) -> Result<Committed, Failure> {
         let turn = match self.turn().await {
             Ok(turn) => turn,
             Err(failure) => return self.last_commit().map_or(Err(failure), |verdict| verdict.answer(None)),
@@ -235,7 +342,7 @@ impl Session {
             return verdict.answer(Some(turn.finish(Progress::Unchanged)));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Commit { turn, reply });
+        self.dispatch(Command::Commit { answer_by: grpc_deadline, turn, reply }, self.begin(None));
         self.answered(answer).await
     }
 
@@ -249,7 +356,7 @@ impl Session {
             return Ok(turn.finish(Progress::Unchanged));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Rollback { turn, reply });
+        self.dispatch(Command::Rollback { turn, reply }, self.begin(None));
         self.answered(answer).await
     }
 
@@ -268,7 +375,7 @@ impl Session {
             return Ok(self.end(EndReason::Closed));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Close { turn, reply });
+        self.dispatch(Command::Close { turn, reply }, self.begin(None));
         match self.answered(answer).await {
             Err(Failure { error: Error::SessionEnded(reason), .. }) => Ok(reason),
             closed => closed,
@@ -377,12 +484,18 @@ impl Session {
             // What was committed before says nothing of the transaction that ends now.
             state.last_commit = None;
         }
+        state.last_numbered = None;
         // Dropping an open phase drops the task's only sender: the task rolls back.
         state.phase = Phase::Ended(reason);
         drop(state);
         // Calls that wait for a turn find the phase ended and leave.
-        self.shared.bury(self.id());
-        info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
+        match self.kind {
+            Kind::Leased => {
+                self.shared.bury(self.id());
+                info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
+            }
+            Kind::OneShot => self.shared.registry.forget(self.id()),
+        }
         reason
     }
 
@@ -404,16 +517,17 @@ impl Session {
         state.alive()?;
         if state.calls >= self.profile.session_queue_max {
             let error = Error::Exhausted(Exhausted::SessionQueue(self.profile.session_queue_max));
-            return Err(Failure { error, state: Some(self.snapshot(&state, now)), verdict: None });
+            return Err(Failure { state: Some(self.snapshot(&state, now)), ..error.into() });
         }
         state.calls += 1;
         Ok(Ticket(self.clone()))
     }
 
-    /// Hands a command, and with it the turn, to the transaction task, starting one when there is none. Does not wait.
+    /// Hands a command, and with it the turn, to the transaction task, starting one when there is none, which begins as
+    /// `begin` says. Does not wait.
     ///
     /// A command that finds no task is dropped, and its caller looks why: see [`Self::answered`].
-    fn dispatch(self: &Arc<Self>, command: Command) {
+    fn dispatch(self: &Arc<Self>, command: Command, begin: Arc<TransactionOptions>) {
         let mut state = self.lock();
         match (&mut state.phase, command) {
             (Phase::Open(open), command) => {
@@ -426,9 +540,9 @@ impl Session {
             (phase @ Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.options.transaction_timeout;
-                *phase = Phase::Open(Open { commands, deadline, backend: None, failed: false });
+                *phase = Phase::Open(Open { commands, deadline, backend: None, id: None, failed: false });
                 drop(state);
-                self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
+                self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
             }
             (Phase::Idle | Phase::Ended(_), command) => {
                 drop(state);
@@ -455,30 +569,43 @@ impl Session {
     }
 
     /// The shortest of the limits on a statement; what the transaction has left is the task's to add.
-    fn deadline(&self, call: &ExecuteCall) -> Deadline {
+    fn deadline(&self, timeout: Option<Duration>, grpc_deadline: Option<Instant>) -> Deadline {
         let now = Instant::now();
         let mut deadline = Deadline::new(now, now + self.options.statement_timeout, Bound::StatementTimeout);
         // A longer one is not even added: it may be past the end of time.
-        if let Some(timeout) = call.timeout.filter(|timeout| *timeout < self.options.statement_timeout) {
+        if let Some(timeout) = timeout.filter(|timeout| *timeout < self.options.statement_timeout) {
             deadline = deadline.or_earlier(now + timeout, Bound::Request);
         }
-        if let Some(at) = call.grpc_deadline {
+        if let Some(at) = grpc_deadline {
             deadline = deadline.or_earlier(at, Bound::GrpcDeadline);
         }
         deadline
     }
 
+    /// How a transaction of this session begins.
+    fn begin(&self, choice: Option<TransactionChoice>) -> Arc<TransactionOptions> {
+        let options = &self.options.transaction;
+        let Some(TransactionChoice { isolation_level, read_only, deferrable }) = choice else { return options.clone() };
+        Arc::new(TransactionOptions {
+            isolation_level: isolation_level.or(options.isolation_level),
+            read_only: read_only.unwrap_or(options.read_only),
+            deferrable: deferrable.unwrap_or(options.deferrable),
+            ..TransactionOptions::clone(options)
+        })
+    }
+
     fn snapshot(&self, state: &State, now: Instant) -> SessionState {
-        let (transaction, transaction_remaining) = match &state.phase {
-            Phase::Idle | Phase::Ended(_) => (TransactionState::None, None),
+        let (transaction, transaction_id, transaction_remaining) = match &state.phase {
+            Phase::Idle | Phase::Ended(_) => (TransactionState::None, None, None),
             Phase::Open(open) => {
                 let standing = if open.failed { TransactionState::Failed } else { TransactionState::Open };
-                (standing, Some(open.deadline.saturating_duration_since(now)))
+                (standing, open.id.clone(), Some(open.deadline.saturating_duration_since(now)))
             }
         };
         let session_remaining = state.lease.until_end(now);
         SessionState {
             transaction,
+            transaction_id,
             lease_remaining: match state.calls {
                 0 => state.lease.remaining(now),
                 1.. => state.lease.ttl().min(session_remaining),
@@ -495,16 +622,12 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn last_commit(&self) -> Option<Verdict> {
-        self.lock().last_commit
+    pub(super) fn last_commit(&self) -> Option<Verdict> {
+        self.lock().last_commit.clone()
     }
 
     pub(super) fn engine(&self) -> &Arc<dyn Engine> {
         &self.engine
-    }
-
-    pub(super) fn options(&self) -> &SessionOptions {
-        &self.options
     }
 
     pub(super) fn principal(&self) -> &Principal {
@@ -513,6 +636,18 @@ impl Session {
 
     pub(super) fn connect(&self) -> &Arc<ConnectOverrides> {
         &self.options.connect
+    }
+
+    /// A commit token for a transaction of this session.
+    pub(super) fn seal(&self, transaction: &ClusterXid) -> CommitToken {
+        self.shared.commit_tokens.seal(&self.principal, self.engine.name(), transaction)
+    }
+
+    /// Tells the session its transaction's id.
+    pub(super) fn set_transaction_id(&self, id: TransactionId) {
+        if let Phase::Open(open) = &mut self.lock().phase {
+            open.id = Some(id);
+        }
     }
 
     /// Tells the session which backend its transaction runs on.
@@ -552,7 +687,7 @@ pub(super) struct Turn {
 }
 
 /// How a call moved its session's transaction.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) enum Progress {
     /// Not at all.
     Unchanged,
@@ -571,23 +706,69 @@ impl Turn {
     /// Ends the call: notes its progress, renews the lease, lets the next call run. Returns the session as the caller
     /// shall see it.
     pub(super) fn finish(self, progress: Progress) -> SessionState {
+        self.settle(progress)
+    }
+
+    /// The same, but keeps the turn.
+    pub(super) fn settle(&self, progress: Progress) -> SessionState {
         let now = Instant::now();
         let session = &self.ticket.0;
         let mut state = session.lock();
-        state.last_commit = match progress {
-            Progress::Unchanged | Progress::Over(None) => state.last_commit,
-            Progress::Open { .. } => None,
-            Progress::Over(verdict) => verdict,
-        };
-        match (&mut state.phase, progress) {
-            (Phase::Open(open), Progress::Open { failed }) => open.failed = failed,
+        match (&mut state.phase, &progress) {
+            (Phase::Open(open), Progress::Open { failed }) => open.failed = *failed,
             (phase @ Phase::Open(_), Progress::Over(_)) => *phase = Phase::Idle,
             // The session ended meanwhile, or there was no transaction to begin with.
             (Phase::Ended(_) | Phase::Idle, _) | (_, Progress::Unchanged) => {}
         }
+        match progress {
+            Progress::Unchanged | Progress::Over(None) => {}
+            Progress::Open { .. } => state.last_commit = None,
+            Progress::Over(verdict) => state.last_commit = verdict,
+        }
         state.lease.renew(now);
         session.snapshot(&state, now)
     }
+
+    /// Ends a call that asks for what cannot be.
+    fn refuse(self, error: Error) -> Failure {
+        Failure { state: Some(self.finish(Progress::Unchanged)), ..error.into() }
+    }
+
+    /// What a numbered call is answered without running: the answer it had before, or why it cannot run. `None` when it
+    /// is the next.
+    fn repeated(&self, numbered: Numbered) -> Option<Result<Executed, Failure>> {
+        let Numbered { seq, fingerprint } = numbered;
+        let last = self.ticket.0.lock().last_numbered.as_ref().map(|kept| (kept.numbered, kept.answer.clone()));
+        let expected = last.as_ref().map_or(1, |(last, _)| last.seq + 1);
+        let answer = match last {
+            _ if seq == expected => return None,
+            _ if seq > expected => Err(Error::SeqGap { given: seq, expected }.into()),
+            Some((last, _)) if last.seq == seq && last.fingerprint != fingerprint => {
+                Err(Error::invalid("seq", "was used for another request: count on").into())
+            }
+            Some((last, Some(answer))) if last.seq == seq => *answer,
+            _ => Err(Error::SeqAnswerGone(seq).into()),
+        };
+        let state = self.settle(Progress::Unchanged);
+        Some(match answer {
+            Ok(executed) => Ok(Executed { state, ..executed }),
+            Err(failure) => Err(Failure { state: Some(state), ..failure }),
+        })
+    }
+
+    /// Keeps a numbered call's answer for a repeat.
+    pub(super) fn keep(&self, numbered: Numbered, answer: &Result<Executed, Failure>) {
+        let bytes: usize = answer.iter().flat_map(|executed| &executed.results).map(ResultSet::kept_bytes).sum();
+        let answer = (bytes <= KEPT_BYTES_MAX).then(|| Box::new(answer.clone()));
+        let mut state = self.ticket.0.lock();
+        if !matches!(state.phase, Phase::Ended(_)) {
+            state.last_numbered = Some(Kept { numbered, answer });
+        }
+    }
+}
+
+fn transaction_is_open() -> Error {
+    Error::invalid("transaction_options", "are for the call that begins the transaction: one is open already")
 }
 
 impl Drop for Turn {

@@ -3,8 +3,11 @@
 //! Invariant: a [`Statement`] that exists has passed the guard: it is not empty, holds no NUL, controls no transaction
 //! and starts no COPY over the session's connection.
 
+use std::sync::Arc;
+
 use super::error::{Error, PgError};
 use super::guard;
+pub use super::guard::Kind;
 use super::value::Value;
 
 /// The longest SQL text. Data belongs into parameters; PostgreSQL parses a mebibyte in tens of milliseconds.
@@ -16,10 +19,14 @@ pub const PARAMETERS_MAX: usize = 65_535;
 /// The most notices an answer carries; more are dropped, so that a loop of RAISE NOTICE stays harmless.
 pub const NOTICES_MAX: usize = 100;
 
+/// The most statements of one batch: what a loader sends at a time, and few enough to be bounded by one timeout.
+pub const BATCH_MAX: usize = 10_000;
+
 /// A statement that may run.
 #[derive(Debug, Clone)]
 pub struct Statement {
-    sql: String,
+    sql: Arc<str>,
+    kind: Kind,
     parameters: Vec<Parameter>,
 }
 
@@ -45,17 +52,46 @@ impl Statement {
         if sql.contains('\0') {
             return Err(Error::invalid("sql", "holds a NUL character, which PostgreSQL cannot store"));
         }
-        guard::check(&sql).map_err(|problem| Error::invalid("sql", problem))?;
+        let kind = guard::check(&sql).map_err(|problem| Error::invalid("sql", problem))?;
+        Self { sql: sql.into(), kind, parameters: Vec::new() }.with(parameters)
+    }
+
+    /// The same statement with other parameters.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] when they are too many.
+    pub fn with(&self, parameters: Vec<Parameter>) -> Result<Self, Error> {
         if parameters.len() > PARAMETERS_MAX {
             let problem = format!("are {}, the limit is {PARAMETERS_MAX}: pass arrays", parameters.len());
             return Err(Error::invalid("parameters", problem));
         }
-        Ok(Self { sql, parameters })
+        Ok(Self { sql: self.sql.clone(), kind: self.kind, parameters })
+    }
+
+    /// What its leading word says of it.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// Whether its text names this function or command, in lower case; it may do so in passing.
+    pub fn mentions(&self, name: &str) -> bool {
+        self.sql.as_bytes().windows(name.len()).any(|text| text.eq_ignore_ascii_case(name.as_bytes()))
     }
 
     /// The SQL text.
     pub fn sql(&self) -> &str {
         &self.sql
+    }
+
+    /// The SQL text, to keep.
+    pub fn shared_sql(&self) -> Arc<str> {
+        self.sql.clone()
+    }
+
+    /// Whether what is prepared for one will do for the other: the same text, and the same types named.
+    pub fn prepares_like(&self, other: &Self) -> bool {
+        let types = self.parameters.iter().map(|parameter| &parameter.type_name);
+        self.sql == other.sql && types.eq(other.parameters.iter().map(|parameter| &parameter.type_name))
     }
 
     /// The parameters, `$1` first.
@@ -86,6 +122,18 @@ pub struct ResultSet {
     pub command_tag: String,
     /// What the statement raised, at most [`NOTICES_MAX`].
     pub notices: Vec<PgError>,
+    /// How many bytes of the limit its values have taken.
+    pub bytes: usize,
+}
+
+impl ResultSet {
+    /// About how many bytes it takes to keep.
+    pub(super) fn kept_bytes(&self) -> usize {
+        /// A value, a column or a notice, without its text.
+        const EACH: usize = 64;
+        let values: usize = self.rows.iter().map(Vec::len).sum();
+        self.bytes + (1 + values + self.columns.len() + self.notices.len()) * EACH
+    }
 }
 
 /// A column of a result.

@@ -10,15 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until, timeout};
-use tracing::{error, warn};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tracing::{error, info, warn};
 
+use super::commit::{ClusterXid, Resolution, TransactionId};
 use super::engine::{
-    Canceller, CheckoutError, CommitVerdict, Connection, Lost, StatementError, TransactionOptions, TransactionStatus,
+    Canceller, CheckoutError, CommitVerdict, Connection, Lost, SavepointAction, SavepointName, StatementError, Stopped,
+    TransactionOptions, TransactionStatus, Work,
 };
 use super::error::{Bound, EndReason, Error, Failure};
-use super::session::{Committed, Executed, Progress, Session, SessionState, Turn};
-use super::statement::{ResultLimits, ResultSet, Statement};
+use super::session::{Committed, Executed, Numbered, Progress, Session, SessionState, Turn};
+use super::statement::{ResultLimits, ResultSet};
 
 /// How long a cancelled statement may take to stop. Cancelling takes PostgreSQL milliseconds; longer means that the
 /// network or the server is stuck, and only closing the connection helps.
@@ -31,17 +33,27 @@ const CANCEL_AGAIN: Duration = Duration::from_millis(100);
 /// How long ROLLBACK may take. It writes next to nothing; longer means stuck, as above.
 const ROLLBACK_GRACE: Duration = Duration::from_secs(2);
 
+/// How long a lost commit's outcome is looked for before its caller is told that it is unknown: a restart or a failover
+/// in the same place is over by then, and callers' own deadlines are not.
+const RESOLVE_GRACE: Duration = Duration::from_secs(5);
+
+/// How long to wait before asking again.
+const RESOLVE_AGAIN: Duration = Duration::from_millis(50);
+
+/// The most savepoints of a transaction at a time. Each costs memory here and in PostgreSQL, which slows down from 64 on.
+const SAVEPOINTS_MAX: usize = 1000;
+
 /// What became of a transaction that someone tried to commit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// Its writes are durable; the xid8.
-    Committed(u64),
-    /// It ended well and had written nothing.
+    /// Its writes are durable.
+    Committed(TransactionId),
+    /// It ended without having written.
     NothingWritten,
     /// None of its writes happened.
     RolledBack,
-    /// Nobody knows yet; the xid8 if PostgreSQL told it before.
-    Unknown(Option<u64>),
+    /// Nobody could say. The id is there if PostgreSQL told it before.
+    Unknown(Option<TransactionId>),
 }
 
 impl Verdict {
@@ -49,12 +61,12 @@ impl Verdict {
     pub(super) fn answer(self, state: Option<SessionState>) -> Result<Committed, Failure> {
         match self.error() {
             None => Ok(Committed { verdict: self, state }),
-            Some(error) => Err(Failure { error, state, verdict: Some(self) }),
+            Some(error) => Err(Failure { error, state, verdict: Some(self), index: None }),
         }
     }
 
     /// What a commit with this verdict has to be told, if it failed.
-    fn error(self) -> Option<Error> {
+    fn error(&self) -> Option<Error> {
         match self {
             Self::Committed(_) | Self::NothingWritten => None,
             Self::RolledBack => Some(Error::CommitRolledBack),
@@ -67,19 +79,92 @@ impl Verdict {
 #[derive(Debug)]
 pub(super) enum Command {
     Execute(Execute),
-    Commit { turn: Turn, reply: Reply<Committed> },
+    Commit { answer_by: Option<Instant>, turn: Turn, reply: Reply<Committed> },
     Rollback { turn: Turn, reply: Reply<SessionState> },
     Close { turn: Turn, reply: Reply<EndReason> },
 }
 
 #[derive(Debug)]
 pub(super) struct Execute {
-    pub(super) statement: Statement,
+    pub(super) work: Work,
     pub(super) commit: bool,
     pub(super) limits: ResultLimits,
     pub(super) deadline: Deadline,
+    /// When the caller stops waiting for what became of a commit.
+    pub(super) answer_by: Option<Instant>,
+    pub(super) call: Call,
+}
+
+/// Who waits for an Execute.
+#[derive(Debug)]
+pub(super) struct Call {
     pub(super) turn: Turn,
+    pub(super) numbered: Option<Numbered>,
     pub(super) reply: Reply<Executed>,
+}
+
+impl Call {
+    /// Answers a call that ran something; a repeat of it will be answered alike.
+    fn answer(self, progress: Progress, ran: Result<(Vec<ResultSet>, Option<Verdict>), Failed>) {
+        let Self { turn, numbered, reply } = self;
+        let state = turn.settle(progress);
+        let answer = match ran {
+            Ok((results, verdict)) => Ok(Executed { results, verdict, state }),
+            Err(Failed { error, verdict, index }) => Err(Failure { error, state: Some(state), verdict, index }),
+        };
+        if let Some(numbered) = numbered {
+            turn.keep(numbered, &answer);
+        }
+        drop(turn);
+        let _ = reply.send(answer);
+    }
+
+    /// Answers a call that ran nothing: it can be made again.
+    fn refuse(self, progress: Progress, error: Error, index: Option<usize>) {
+        let state = self.turn.finish(progress);
+        let _ = self.reply.send(Err(Failure { error, state: Some(state), verdict: None, index }));
+    }
+}
+
+/// What is told of a failed Execute.
+struct Failed {
+    error: Error,
+    verdict: Option<Verdict>,
+    index: Option<usize>,
+}
+
+/// Who waits for a commit, and for how long.
+struct Committing {
+    answer_by: Option<Instant>,
+    caller: CommitCaller,
+}
+
+enum CommitCaller {
+    Commit(Turn, Reply<Committed>),
+    Execute(Vec<ResultSet>, Call),
+}
+
+impl Committing {
+    fn answer(self, verdict: Verdict, error: Option<Error>) {
+        let error = error.or_else(|| verdict.error());
+        let progress = Progress::Over(Some(verdict.clone()));
+        match self.caller {
+            CommitCaller::Commit(turn, reply) => {
+                let state = Some(turn.finish(progress));
+                let _ = reply.send(match error {
+                    None => Ok(Committed { verdict, state }),
+                    Some(error) => Err(Failure { error, state, verdict: Some(verdict), index: None }),
+                });
+            }
+            CommitCaller::Execute(results, call) => call.answer(
+                progress,
+                match error {
+                    None => Ok((results, Some(verdict))),
+                    Some(error) => Err(Failed { error, verdict: Some(verdict), index: None }),
+                },
+            ),
+        }
+    }
 }
 
 type Reply<T> = oneshot::Sender<Result<T, Failure>>;
@@ -113,12 +198,12 @@ pub(super) async fn run(
     session: Arc<Session>,
     first: Execute,
     mut commands: mpsc::Receiver<Command>,
+    begin: Arc<TransactionOptions>,
     deadline: Instant,
 ) {
-    let begin = session.options().transaction.clone();
     let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
     session.set_backend(connection.backend_pid(), connection.host());
-    let mut transaction = Transaction { session, connection, commands, deadline };
+    let mut transaction = Transaction { session, connection, commands, deadline, id: None, savepoints: Vec::new() };
     let mut end = transaction.execute(first, Some(&begin)).await;
     let end = loop {
         match end {
@@ -139,17 +224,17 @@ async fn checkout(
     let error = tokio::select! {
         biased;
         // The caller left, or the session was ended: nothing has begun, so nothing is left to do.
-        () = first.reply.closed() => None,
+        () = first.call.reply.closed() => None,
         _ = commands.recv() => None,
         connection = engine.checkout(session.principal(), session.connect()) => match connection {
             Ok(connection) => return Some((connection, first)),
-            Err(error) => Some(error.into_error(&engine.info().name)),
+            Err(error) => Some(error.into_error(engine.name())),
         },
         () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
     };
-    let state = first.turn.finish(Progress::Over(None));
-    if let Some(error) = error {
-        let _ = first.reply.send(Err(Failure { error, state: Some(state), verdict: None }));
+    match error {
+        Some(error) => first.call.refuse(Progress::Over(None), error, None),
+        None => drop(first.call.turn.finish(Progress::Over(None))),
     }
     None
 }
@@ -159,6 +244,10 @@ struct Transaction {
     connection: Box<dyn Connection>,
     commands: mpsc::Receiver<Command>,
     deadline: Instant,
+    /// Once PostgreSQL has given it one.
+    id: Option<TransactionId>,
+    /// The oldest first. Names may repeat.
+    savepoints: Vec<SavepointName>,
 }
 
 /// How a transaction ends, as the server sees it.
@@ -169,6 +258,8 @@ enum End {
     Open,
     /// There is no knowing: the connection is dead or in the middle of something.
     Unknown,
+    /// The connection was lost while COMMIT was under way, and somebody waits to hear what became of it.
+    CommitLost(Committing),
 }
 
 /// What cut a statement short.
@@ -186,7 +277,9 @@ impl Transaction {
             biased;
             command = self.commands.recv() => match command {
                 Some(Command::Execute(execute)) => self.execute(execute, None).await,
-                Some(Command::Commit { turn, reply }) => Some(self.commit(turn, reply).await),
+                Some(Command::Commit { answer_by, turn, reply }) => {
+                    Some(self.commit(Committing { answer_by, caller: CommitCaller::Commit(turn, reply) }).await)
+                }
                 Some(Command::Rollback { turn, reply }) => {
                     let end = self.roll_back().await;
                     let _ = reply.send(Ok(turn.finish(Progress::Over(None))));
@@ -213,75 +306,87 @@ impl Transaction {
         }
     }
 
-    /// Runs a statement, and the commit behind it if asked for. Returns how the transaction ended if it did.
-    async fn execute(&mut self, call: Execute, begin: Option<&TransactionOptions>) -> Option<End> {
-        let Execute { statement, commit, limits, deadline, turn, mut reply } = call;
+    /// Does a call's work, and the commit behind it if asked for. Returns how the transaction ended if it did.
+    async fn execute(&mut self, execute: Execute, begin: Option<&TransactionOptions>) -> Option<End> {
+        let Execute { work, commit, limits, deadline, answer_by, mut call } = execute;
+        if let Err(error) = self.check_savepoint(&work) {
+            return self.fail(error, None, commit, call).await;
+        }
         let deadline = deadline.or_earlier(self.deadline, Bound::TransactionTimeout);
-        let (ran, interruption) = self.run_statement(begin, &statement, limits, deadline, &mut reply).await;
+        let (ran, interruption) = self.run_work(begin, &work, limits, deadline, &mut call.reply).await;
         if interruption == Some(Interruption::SessionEnded) {
             // The dropped reply tells the caller to look why.
             return Some(End::Open);
         }
-        match ran {
+        let Stopped { index, error } = match ran {
             // A caller that has left may be trying again elsewhere: what it cannot hear of must not commit.
-            Ok(_) if commit && reply.is_closed() => {
-                let end = self.roll_back().await;
-                turn.finish(Progress::Over(Some(Verdict::RolledBack)));
-                Some(end)
+            Ok(_) if commit && call.reply.is_closed() => return self.fail(Error::CallerLeft, None, commit, call).await,
+            Ok(results) if commit => {
+                self.identify();
+                return Some(self.commit(Committing { answer_by, caller: CommitCaller::Execute(results, call) }).await);
             }
-            Ok(result) if commit => Some(self.commit_result(result, turn, reply).await),
-            Ok(result) => {
-                // A statement that succeeds leaves its transaction open. Should one have ended it, past the guard,
-                // then what follows must not run outside of a transaction.
+            Ok(results) => {
+                // Work that succeeds leaves its transaction open. Should it have ended it, past the guard, then what
+                // follows must not run outside of a transaction.
                 if self.connection.status() != TransactionStatus::Open {
                     error!(session.id = %self.session.id(), "a statement ended its transaction");
                     self.session.end(EndReason::BackendLost);
                     return Some(End::Unknown);
                 }
-                let state = turn.finish(Progress::Open { failed: false });
-                let _ = reply.send(Ok(Executed { result, verdict: None, state }));
-                None
+                self.identify();
+                self.note_savepoint(work);
+                call.answer(Progress::Open { failed: false }, Ok((results, None)));
+                return None;
             }
-            Err(StatementError::LostBeforeBegin(lost)) => {
-                let error = CheckoutError::Unreachable(lost.0).into_error(&self.session.engine().info().name);
-                let state = turn.finish(Progress::Over(None));
-                let _ = reply.send(Err(Failure { error, state: Some(state), verdict: None }));
+            Err(stopped) => stopped,
+        };
+        let index = Some(index);
+        match error {
+            StatementError::LostBeforeBegin(lost) => {
+                let error = CheckoutError::Unreachable(lost.0).into_error(self.session.engine().name());
+                call.refuse(Progress::Over(None), error, index);
                 Some(End::Unknown)
             }
-            Err(StatementError::Lost(lost)) => {
+            StatementError::Lost(lost) => {
                 // The dropped reply tells the caller to look why.
                 self.backend_lost(&lost);
                 Some(End::Unknown)
             }
             // Nothing ran: the transaction stands as before the call, which may be not at all.
-            Err(StatementError::Refused(error)) if begin.is_some() => {
+            StatementError::Refused(error) if begin.is_some() => {
                 let end = if self.connection.status() == TransactionStatus::Idle { End::Over } else { End::Open };
-                let state = turn.finish(Progress::Over(None));
-                let _ = reply.send(Err(Failure { error, state: Some(state), verdict: None }));
+                call.refuse(Progress::Over(None), error, index);
                 Some(end)
             }
-            Err(StatementError::Refused(error)) => self.fail(error, false, turn, reply).await,
-            Err(StatementError::Unreturnable(error)) => self.fail(error, commit, turn, reply).await,
-            Err(StatementError::StalePlan(error)) => self.fail(Error::StalePlan(error), commit, turn, reply).await,
-            Err(StatementError::Failed(error)) => {
-                let stopped = error.sqlstate == QUERY_CANCELED && interruption == Some(Interruption::Deadline);
-                let error = if stopped { deadline.exceeded() } else { Error::Database(error) };
-                self.fail(error, commit, turn, reply).await
+            StatementError::Refused(error) => {
+                let failed = self.connection.status() == TransactionStatus::Failed;
+                call.refuse(Progress::Open { failed }, error, index);
+                None
+            }
+            StatementError::GivenUp(error) => self.fail(error, index, commit, call).await,
+            StatementError::StalePlan(error) => self.fail(Error::StalePlan(error), index, commit, call).await,
+            StatementError::Failed(error) => {
+                let error = match interruption {
+                    Some(Interruption::Deadline) if error.sqlstate == QUERY_CANCELED => deadline.exceeded(),
+                    Some(Interruption::CallerLeft) if error.sqlstate == QUERY_CANCELED => Error::CallerLeft,
+                    _ => Error::Database(error),
+                };
+                self.fail(error, index, commit, call).await
             }
         }
     }
 
-    /// Runs a statement until it ends, by itself or interrupted. One that will not stop counts as lost.
-    async fn run_statement(
+    /// Works until it is done, fails, or is interrupted. What will not stop then counts as lost.
+    async fn run_work(
         &mut self,
         begin: Option<&TransactionOptions>,
-        statement: &Statement,
+        work: &Work,
         limits: ResultLimits,
         deadline: Deadline,
         reply: &mut Reply<Executed>,
-    ) -> (Result<ResultSet, StatementError>, Option<Interruption>) {
+    ) -> (Result<Vec<ResultSet>, Stopped>, Option<Interruption>) {
         let canceller = self.connection.canceller();
-        let mut running = self.connection.execute(begin, statement, limits);
+        let mut running = self.connection.execute(begin, work, limits);
         let interruption = tokio::select! {
             biased;
             ran = &mut running => return (ran, None),
@@ -293,11 +398,12 @@ impl Transaction {
         let stopped = timeout(CANCEL_GRACE, stop(&*canceller, running))
             .await
             .unwrap_or_else(|_| Err(Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"))));
-        (stopped.unwrap_or_else(|lost| Err(StatementError::Lost(lost))), Some(interruption))
+        let lost = |lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) });
+        (stopped.unwrap_or_else(lost), Some(interruption))
     }
 
-    /// Answers a failed statement. With a commit asked for, the transaction is rolled back at once.
-    async fn fail(&mut self, error: Error, commit: bool, turn: Turn, reply: Reply<Executed>) -> Option<End> {
+    /// Answers a failed call. With a commit asked for, the transaction is rolled back at once.
+    async fn fail(&mut self, error: Error, index: Option<usize>, commit: bool, call: Call) -> Option<End> {
         let status = self.connection.status();
         let (progress, verdict, end) = match status {
             TransactionStatus::Open if !commit => (Progress::Open { failed: false }, None, None),
@@ -308,41 +414,62 @@ impl Transaction {
             }
             TransactionStatus::Idle => (Progress::Over(None), None, Some(End::Over)),
         };
-        let state = turn.finish(progress);
-        let _ = reply.send(Err(Failure { error, state: Some(state), verdict }));
+        call.answer(progress, Err(Failed { error, verdict, index }));
         end
     }
 
-    async fn commit(&mut self, turn: Turn, reply: Reply<Committed>) -> End {
-        let (committed, end) = self.commit_truthfully(turn).await;
-        let _ = reply.send(committed.map(|(verdict, state)| Committed { verdict, state: Some(state) }));
-        end
+    /// Says what is wrong with a savepoint's name, before PostgreSQL would fail the transaction for it.
+    fn check_savepoint(&self, work: &Work) -> Result<(), Error> {
+        let Work::Savepoint(action, name) = work else { return Ok(()) };
+        match action {
+            SavepointAction::Create if self.savepoints.len() < SAVEPOINTS_MAX => Ok(()),
+            SavepointAction::Create => {
+                let problem = format!("would be the transaction's savepoint {}: release some", SAVEPOINTS_MAX + 1);
+                Err(Error::invalid("name", problem))
+            }
+            SavepointAction::Release | SavepointAction::RollBackTo if self.savepoints.contains(name) => Ok(()),
+            SavepointAction::Release | SavepointAction::RollBackTo => Err(action.unknown()),
+        }
     }
 
-    async fn commit_result(&mut self, result: ResultSet, turn: Turn, reply: Reply<Executed>) -> End {
-        let (committed, end) = self.commit_truthfully(turn).await;
-        let _ = reply.send(committed.map(|(verdict, state)| Executed { result, verdict: Some(verdict), state }));
-        end
+    /// Notes what an action did to the savepoints: a name means its newest.
+    fn note_savepoint(&mut self, work: Work) {
+        let Work::Savepoint(action, name) = work else { return };
+        let newest = self.savepoints.iter().rposition(|savepoint| *savepoint == name);
+        match (action, newest) {
+            (SavepointAction::Create, _) => self.savepoints.push(name),
+            (SavepointAction::Release, Some(at)) => self.savepoints.truncate(at),
+            (SavepointAction::RollBackTo, Some(at)) => self.savepoints.truncate(at + 1),
+            // It has been checked.
+            (SavepointAction::Release | SavepointAction::RollBackTo, None) => {}
+        }
     }
 
-    /// Commits and ends the call: what the commit did and where that leaves the session.
-    async fn commit_truthfully(&mut self, turn: Turn) -> (Result<(Verdict, SessionState), Failure>, End) {
-        let (verdict, error, end) = match self.connection.commit().await {
-            CommitVerdict::Committed(xid) => (Verdict::Committed(xid), None, End::Over),
-            CommitVerdict::NothingWritten => (Verdict::NothingWritten, None, End::Over),
-            CommitVerdict::RolledBack => (Verdict::RolledBack, None, End::Over),
-            CommitVerdict::Failed(error) => (Verdict::RolledBack, Some(Error::Database(error)), End::Over),
-            CommitVerdict::Unknown(xid, lost) => {
-                warn!(session.id = %self.session.id(), cause = %lost, "commit outcome unknown");
-                (Verdict::Unknown(xid), None, End::Unknown)
+    /// Notes the transaction's id as soon as PostgreSQL has told it.
+    fn identify(&mut self) {
+        if self.id.is_none()
+            && let Some(xid) = self.connection.xid()
+        {
+            let commit_token = self.connection.cluster().map(|cluster| self.session.seal(&ClusterXid { cluster, xid }));
+            let id = TransactionId { xid, commit_token };
+            self.session.set_transaction_id(id.clone());
+            self.id = Some(id);
+        }
+    }
+
+    /// Commits and tells the truth about it.
+    async fn commit(&mut self, committing: Committing) -> End {
+        let (verdict, error) = match self.connection.commit().await {
+            CommitVerdict::Committed => (self.id.clone().map_or(Verdict::NothingWritten, Verdict::Committed), None),
+            CommitVerdict::RolledBack => (Verdict::RolledBack, None),
+            CommitVerdict::Failed(error) => (Verdict::RolledBack, Some(Error::Database(error))),
+            CommitVerdict::Lost(lost) => {
+                warn!(session.id = %self.session.id(), cause = %lost, "connection lost in commit");
+                return End::CommitLost(committing);
             }
         };
-        let state = turn.finish(Progress::Over(Some(verdict)));
-        let answer = match error.or(verdict.error()) {
-            None => Ok((verdict, state)),
-            Some(error) => Err(Failure { error, state: Some(state), verdict: Some(verdict) }),
-        };
-        (answer, end)
+        committing.answer(verdict, error);
+        End::Over
     }
 
     /// Rolls back, within a bound. Past it the connection is given up, and PostgreSQL rolls back on its own.
@@ -361,11 +488,44 @@ impl Transaction {
     async fn leave(mut self, end: End) {
         let end = match end {
             End::Open => self.roll_back().await,
-            End::Over | End::Unknown => end,
+            end => end,
         };
         match end {
             End::Over => self.connection.release().await,
             End::Open | End::Unknown => drop(self.connection),
+            End::CommitLost(committing) => self.resolve(committing).await,
+        }
+    }
+
+    /// Asks PostgreSQL anew what became of a commit whose answer was lost, and answers with what it says.
+    async fn resolve(self, committing: Committing) {
+        let Self { session, connection, id, .. } = self;
+        let backend = connection.backend_pid();
+        let transaction = connection.cluster().zip(connection.xid()).map(|(cluster, xid)| ClusterXid { cluster, xid });
+        // Its place in the pool is needed for the question.
+        drop(connection);
+        let grace = Instant::now() + RESOLVE_GRACE;
+        let until = committing.answer_by.map_or(grace, |answer_by| grace.min(answer_by));
+        let resolution = match transaction {
+            None => None,
+            Some(transaction) => timeout_at(until, resolved(&session, &transaction, backend)).await.ok(),
+        };
+        let verdict = match (resolution, id) {
+            (Some(Resolution::Committed), Some(id)) => Verdict::Committed(id),
+            (Some(Resolution::RolledBack), _) => Verdict::RolledBack,
+            (_, id) => Verdict::Unknown(id),
+        };
+        info!(session.id = %session.id(), ?verdict, "lost commit looked into");
+        committing.answer(verdict, None);
+    }
+}
+
+/// What PostgreSQL says of a lost transaction, once it can be asked and the transaction is over.
+async fn resolved(session: &Session, transaction: &ClusterXid, backend: i32) -> Resolution {
+    loop {
+        match session.engine().resolve(session.principal(), transaction, Some(backend)).await {
+            Ok(Resolution::InProgress) | Err(_) => sleep(RESOLVE_AGAIN).await,
+            Ok(resolution) => return resolution,
         }
     }
 }

@@ -9,15 +9,17 @@ mod url;
 
 pub use engine::EngineConfig;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use humantime::format_duration;
 
+use crate::broker::commit::CommitTokens;
 use crate::broker::profile::{Limits, Profile};
-use section::{Problems, Section};
+use crate::secret::Secret;
+use section::{Problems, Section, is_setting_name};
 
 /// What environment variables start with: `SESSION_BROKER__ENGINES__MAIN__URL` is `engines.main.url`.
 const ENVIRONMENT_PREFIX: &str = "SESSION_BROKER__";
@@ -33,6 +35,8 @@ pub struct Config {
     pub owner: String,
     /// The engine of sessions that name none.
     pub default_engine: String,
+    /// What commit tokens are sealed with; brokers that share it open each other's. `None`: a random one.
+    pub commit_token_key: Option<Secret>,
     /// How long live transactions may take to finish when the broker stops.
     pub drain_grace: Duration,
     /// The limits of sessions.
@@ -94,6 +98,7 @@ impl Config {
         if owner.is_empty() || owner.len() > 253 || owner.contains(char::is_whitespace) {
             root.problem("owner", "must be 1 to 253 bytes without white space");
         }
+        let commit_token_key = commit_token_key(&mut root);
         let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_hours(1));
         let default_engine = root.text("default_engine");
         let (named, engines) = engines(root.section("engines"));
@@ -116,8 +121,43 @@ impl Config {
             (None, None) => None,
         };
         root.finish();
-        Some(Self { listen, endpoint, owner, default_engine: default_engine?, drain_grace, profile, limits, engines })
+        Some(Self {
+            listen,
+            endpoint,
+            owner,
+            default_engine: default_engine?,
+            commit_token_key,
+            drain_grace,
+            profile,
+            limits,
+            engines,
+        })
     }
+}
+
+/// The key as it stands here, or in a file of its own.
+fn commit_token_key(root: &mut Section<'_>) -> Option<Secret> {
+    let (key, file) = (root.text("commit_token_key"), root.text("commit_token_key_file"));
+    let (field, key) = match (key, file) {
+        (None, None) => return None,
+        (Some(_), Some(_)) => {
+            root.problem("commit_token_key", "is given twice, here and as commit_token_key_file");
+            return None;
+        }
+        (Some(key), None) => ("commit_token_key", key),
+        (None, Some(file)) => match std::fs::read_to_string(&file) {
+            Ok(key) => ("commit_token_key_file", key.trim_end_matches(['\r', '\n']).to_owned()),
+            Err(error) => {
+                root.problem("commit_token_key_file", &format!("cannot be read: {file}: {error}"));
+                return None;
+            }
+        },
+    };
+    if key.len() < CommitTokens::KEY_BYTES_MIN {
+        let problem = format!("must have at least {} bytes, drawn at random", CommitTokens::KEY_BYTES_MIN);
+        root.problem(field, &problem);
+    }
+    Some(Secret::new(key))
 }
 
 fn profile(mut section: Section<'_>) -> Profile {
@@ -144,6 +184,16 @@ fn profile(mut section: Section<'_>) -> Profile {
         section.problem("lease_ttl_min", "is longer than lease_ttl_max");
     } else if !(profile.lease_ttl_min..=profile.lease_ttl_max).contains(&profile.lease_ttl) {
         section.problem("lease_ttl", "must lie between lease_ttl_min and lease_ttl_max");
+    }
+    profile.roles = section.list("roles").into_iter().collect();
+    profile.settings = section.list("settings").into_iter().collect();
+    if profile.roles.iter().any(|role| role.is_empty() || role.contains(char::is_control)) {
+        section.problem("roles", "must be names of roles");
+    }
+    for name in profile.settings.clone() {
+        if !is_setting_name(&name) {
+            section.problem("settings", &format!("names {name:?}, which can be no run-time parameter"));
+        }
     }
     section.finish();
     profile
@@ -222,7 +272,17 @@ fn hostname() -> String {
 /// The effective configuration as TOML, passwords left out.
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { listen, endpoint, owner, default_engine, drain_grace, profile, limits, engines } = self;
+        let Self {
+            listen,
+            endpoint,
+            owner,
+            default_engine,
+            commit_token_key: _,
+            drain_grace,
+            profile,
+            limits,
+            engines,
+        } = self;
         writeln!(f, "listen = {listen:?}")?;
         if let Some(endpoint) = endpoint {
             writeln!(f, "endpoint = {endpoint:?}")?;
@@ -239,6 +299,8 @@ impl fmt::Display for Config {
             result_rows_max,
             result_bytes_max,
             session_queue_max,
+            roles,
+            settings,
         } = profile;
         writeln!(f, "\n[profile]")?;
         for (key, value) in [
@@ -252,7 +314,7 @@ impl fmt::Display for Config {
             writeln!(f, "{key} = \"{}\"", format_duration(*value))?;
         }
         writeln!(f, "result_rows_max = {result_rows_max}\nresult_bytes_max = {result_bytes_max}")?;
-        writeln!(f, "session_queue_max = {session_queue_max}")?;
+        writeln!(f, "session_queue_max = {session_queue_max}\nroles = {}\nsettings = {}", list(roles), list(settings))?;
         let Limits { sessions_max, tombstones_max, tombstone_ttl } = limits;
         writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ntombstones_max = {tombstones_max}")?;
         writeln!(f, "tombstone_ttl = \"{}\"", format_duration(*tombstone_ttl))?;
@@ -261,6 +323,10 @@ impl fmt::Display for Config {
         }
         Ok(())
     }
+}
+
+fn list(names: &BTreeSet<String>) -> String {
+    format!("{:?}", names.iter().collect::<Vec<_>>())
 }
 
 #[cfg(test)]

@@ -3,21 +3,26 @@
 //! Messages are taken apart field by field, so that a new field fails to compile instead of being ignored. Invariant:
 //! what is wrong with a request is said with the name of the field.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::time::Duration;
 
+use prost::Message;
+
 use super::pb;
+use crate::broker::commit::{Resolution, TransactionId, UnknownReason};
 use crate::broker::connect::{
     ChannelBinding, ConnectOverrides, Keepalives, LoadBalanceHosts, SslMode, TargetSessionAttrs,
 };
 use crate::broker::engine::{IsolationLevel, PoolStatistics};
 use crate::broker::error::{EndReason, Error, PgError};
 use crate::broker::session::{
-    BackendInfo, Committed, Description, ExecuteCall, Executed, SessionState, TransactionState,
+    BackendInfo, Committed, Description, ExecuteCall, Executed, Numbered, SessionState, TransactionChoice,
+    TransactionState,
 };
-use crate::broker::statement::{Column, Parameter, ResultSet, Statement};
+use crate::broker::statement::{BATCH_MAX, Column, Parameter, ResultSet, Statement};
 use crate::broker::token::SessionToken;
 use crate::broker::value::{List, Value};
-use crate::broker::{BeginSession, Verdict};
+use crate::broker::{BeginSession, Repeatable, Verdict};
 use tokio::time::Instant;
 
 /// How deep lists may nest in a request; PostgreSQL's arrays have at most six dimensions.
@@ -30,7 +35,31 @@ pub(super) fn session_token(text: &str) -> Result<SessionToken, Error> {
 }
 
 pub(super) fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, Error> {
-    let pb::BeginSessionRequest { engine, lease_ttl, options, connect_options, labels } = request;
+    let repeatable = repeatable(&request.request_id, &request);
+    let pb::BeginSessionRequest { engine, lease_ttl, options, connect_options, labels, request_id: _ } = request;
+    let lease_ttl = duration("lease_ttl", lease_ttl)?;
+    let labels = labels.into_iter().collect();
+    Ok(BeginSession { lease_ttl, labels, repeatable, ..session(engine, options, connect_options)? })
+}
+
+/// A request that may be repeated, if its caller has named it.
+fn repeatable(id: &str, request: &impl Message) -> Option<Repeatable> {
+    (!id.is_empty()).then(|| Repeatable { id: id.to_owned(), fingerprint: fingerprint(request) })
+}
+
+/// Differs when the request does.
+fn fingerprint(request: &impl Message) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(&request.encode_to_vec());
+    hasher.finish()
+}
+
+/// What a session and a transaction without one are begun with alike.
+fn session(
+    engine: String,
+    options: Option<pb::SessionOptions>,
+    connect_options: Option<pb::ConnectOptions>,
+) -> Result<BeginSession, Error> {
     let pb::SessionOptions {
         isolation_level,
         read_only,
@@ -38,18 +67,21 @@ pub(super) fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSes
         statement_timeout,
         lock_timeout,
         transaction_timeout,
+        role,
+        settings,
     } = options.unwrap_or_default();
     Ok(BeginSession {
         engine,
-        lease_ttl: duration("lease_ttl", lease_ttl)?,
-        isolation_level: self::isolation_level(isolation_level)?,
+        isolation_level: self::isolation_level("options.isolation_level", isolation_level)?,
         read_only,
         deferrable,
         statement_timeout: duration("options.statement_timeout", statement_timeout)?,
         lock_timeout: duration("options.lock_timeout", lock_timeout)?,
         transaction_timeout: duration("options.transaction_timeout", transaction_timeout)?,
         connect: connect_options.map(self::connect_options).transpose()?.unwrap_or_default(),
-        labels: labels.into_iter().collect(),
+        role: (!role.is_empty()).then_some(role),
+        settings: settings.into_iter().collect(),
+        ..BeginSession::default()
     })
 }
 
@@ -150,7 +182,13 @@ fn keepalives(keepalives: pb::Keepalives) -> Result<Option<Keepalives>, Error> {
     Ok((!disabled).then_some(keepalives))
 }
 
-fn isolation_level(level: i32) -> Result<Option<IsolationLevel>, Error> {
+pub(super) fn transaction_choice(options: pb::TransactionOptions) -> Result<TransactionChoice, Error> {
+    let pb::TransactionOptions { isolation_level, read_only, deferrable } = options;
+    let isolation_level = self::isolation_level("transaction_options.isolation_level", isolation_level)?;
+    Ok(TransactionChoice { isolation_level, read_only, deferrable })
+}
+
+fn isolation_level(field: &str, level: i32) -> Result<Option<IsolationLevel>, Error> {
     use pb::IsolationLevel as Pb;
     match Pb::try_from(level) {
         Ok(Pb::Unspecified) => Ok(None),
@@ -158,7 +196,7 @@ fn isolation_level(level: i32) -> Result<Option<IsolationLevel>, Error> {
         Ok(Pb::ReadCommitted) => Ok(Some(IsolationLevel::ReadCommitted)),
         Ok(Pb::RepeatableRead) => Ok(Some(IsolationLevel::RepeatableRead)),
         Ok(Pb::Serializable) => Ok(Some(IsolationLevel::Serializable)),
-        Err(_) => Err(Error::invalid("options.isolation_level", format!("{level} is no isolation level"))),
+        Err(_) => Err(Error::invalid(field, format!("{level} is no isolation level"))),
     }
 }
 
@@ -174,27 +212,174 @@ fn duration(field: &str, duration: Option<prost_types::Duration>) -> Result<Opti
 }
 
 pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<Instant>) -> Result<ExecuteCall, Error> {
-    let pb::ExecuteRequest { session_token: _, sql, parameters, commit, max_rows, timeout } = request;
-    let parameters =
-        parameters.into_iter().enumerate().map(|(index, each)| parameter(index, each)).collect::<Result<_, _>>()?;
-    let timeout = duration("timeout", timeout)?;
-    if timeout == Some(Duration::ZERO) {
-        return Err(Error::invalid("timeout", "must be positive: leave it out for the session's"));
-    }
-    Ok(ExecuteCall {
-        statement: Statement::new(sql, parameters)?,
+    let numbered = numbered(request.seq, || fingerprint(&pb::ExecuteRequest { timeout: None, ..request.clone() }));
+    let pb::ExecuteRequest {
+        session_token: _,
+        sql,
+        parameters,
         commit,
-        rows_max: (max_rows > 0).then(|| max_rows.into()),
+        max_rows,
         timeout,
+        seq: _,
+        transaction_options,
+    } = request;
+    Ok(ExecuteCall {
+        statements: vec![Statement::new(sql, self::parameters("", parameters)?)?],
+        commit,
+        transaction: transaction_options.map(transaction_choice).transpose()?,
+        numbered,
+        rows_max: (max_rows > 0).then(|| max_rows.into()),
+        timeout: self::timeout(timeout)?,
         grpc_deadline,
     })
 }
 
-fn parameter(index: usize, parameter: pb::Parameter) -> Result<Parameter, Error> {
+fn numbered(seq: u64, fingerprint: impl FnOnce() -> u64) -> Option<Numbered> {
+    (seq > 0).then(|| Numbered { seq, fingerprint: fingerprint() })
+}
+
+fn timeout(timeout: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
+    match duration("timeout", timeout)? {
+        Some(Duration::ZERO) => Err(Error::invalid("timeout", "must be positive: leave it out for the session's")),
+        timeout => Ok(timeout),
+    }
+}
+
+/// Where each run of a batch stands in its request: the statement, and the set of parameters if it has sets.
+pub(super) struct Runs(Vec<(usize, Option<usize>)>);
+
+impl Runs {
+    /// The statement and the set of parameters of a run.
+    pub(super) fn place(&self, run: usize) -> Option<(usize, Option<usize>)> {
+        self.0.get(run).copied()
+    }
+}
+
+/// A statement of a batch, before its runs are counted.
+struct Runnable {
+    sql: String,
+    parameters: Vec<pb::Parameter>,
+    parameter_sets: Vec<pb::ParameterSet>,
+}
+
+pub(super) fn batch_call(
+    request: pb::ExecuteBatchRequest,
+    grpc_deadline: Option<Instant>,
+) -> Result<(ExecuteCall, Runs), Error> {
+    let numbered = numbered(request.seq, || fingerprint(&pb::ExecuteBatchRequest { timeout: None, ..request.clone() }));
+    let pb::ExecuteBatchRequest {
+        session_token: _,
+        statements,
+        commit,
+        max_rows,
+        timeout,
+        seq: _,
+        transaction_options,
+    } = request;
+    let statements = statements.into_iter().map(|statement| {
+        let pb::BatchStatement { sql, parameters, parameter_sets } = statement;
+        Runnable { sql, parameters, parameter_sets }
+    });
+    let (statements, runs) = runs(statements)?;
+    let call = ExecuteCall {
+        statements,
+        commit,
+        transaction: transaction_options.map(transaction_choice).transpose()?,
+        numbered,
+        rows_max: (max_rows > 0).then(|| max_rows.into()),
+        timeout: self::timeout(timeout)?,
+        grpc_deadline,
+    };
+    Ok((call, runs))
+}
+
+/// The runs of a batch's statements, in order.
+fn runs(runnables: impl ExactSizeIterator<Item = Runnable>) -> Result<(Vec<Statement>, Runs), Error> {
+    let too_many = || Error::invalid("statements", format!("have more than {BATCH_MAX} runs: send more batches"));
+    if runnables.len() == 0 {
+        return Err(Error::invalid("statements", "are none: give at least one"));
+    }
+    if runnables.len() > BATCH_MAX {
+        return Err(too_many());
+    }
+    let (mut statements, mut places) = (Vec::with_capacity(runnables.len()), Vec::with_capacity(runnables.len()));
+    for (index, Runnable { sql, parameters, parameter_sets }) in runnables.enumerate() {
+        let field = format!("statements[{index}].");
+        let within = |error| within(&field, error);
+        if parameter_sets.is_empty() {
+            statements.push(Statement::new(sql, self::parameters("", parameters).map_err(within)?).map_err(within)?);
+            places.push((index, None));
+            continue;
+        }
+        if !parameters.is_empty() {
+            let problem = "are given beside parameter_sets: give one or the other";
+            return Err(Error::invalid(format!("{field}parameters"), problem));
+        }
+        if statements.len() + parameter_sets.len() > BATCH_MAX {
+            return Err(too_many());
+        }
+        let statement = Statement::new(sql, Vec::new()).map_err(within)?;
+        for (set, pb::ParameterSet { parameters }) in parameter_sets.into_iter().enumerate() {
+            let parameters = self::parameters(&format!("parameter_sets[{set}]."), parameters);
+            statements.push(parameters.and_then(|parameters| statement.with(parameters)).map_err(within)?);
+            places.push((index, Some(set)));
+        }
+    }
+    if statements.len() > BATCH_MAX {
+        return Err(too_many());
+    }
+    Ok((statements, Runs(places)))
+}
+
+/// The same error, its field inside of another.
+fn within(field: &str, error: Error) -> Error {
+    match error {
+        Error::Invalid { field: inner, problem } => Error::Invalid { field: format!("{field}{inner}"), problem },
+        error => error,
+    }
+}
+
+/// Parameters whose field's name begins so.
+fn parameters(field: &str, parameters: Vec<pb::Parameter>) -> Result<Vec<Parameter>, Error> {
+    let parameters = parameters.into_iter().enumerate();
+    parameters.map(|(index, each)| parameter(&format!("{field}parameters[{index}].value"), each)).collect()
+}
+
+fn parameter(field: &str, parameter: pb::Parameter) -> Result<Parameter, Error> {
     let pb::Parameter { value, r#type } = parameter;
-    let field = format!("parameters[{index}].value");
-    let value = value.ok_or_else(|| Error::invalid(&field, "is absent: say null_value for NULL"))?;
-    Ok(Parameter { value: self::value(&field, value, 0)?, type_name: (!r#type.is_empty()).then_some(r#type) })
+    let value = value.ok_or_else(|| Error::invalid(field, "is absent: say null_value for NULL"))?;
+    Ok(Parameter { value: self::value(field, value, 0)?, type_name: (!r#type.is_empty()).then_some(r#type) })
+}
+
+pub(super) fn wait(wait: Option<prost_types::Duration>) -> Result<Duration, Error> {
+    /// Past a COMMIT that a trigger or a synchronous standby delays a little.
+    const DEFAULT: Duration = Duration::from_secs(2);
+    const MAX: Duration = Duration::from_secs(30);
+    match duration("wait", wait)?.unwrap_or(DEFAULT) {
+        wait if wait <= MAX => Ok(wait),
+        _ => Err(Error::invalid("wait", format!("must be up to {}", humantime::format_duration(MAX)))),
+    }
+}
+
+pub(super) fn resolution(resolution: Resolution, transaction_id: u64) -> pb::ResolveCommitResponse {
+    use pb::UnknownReason as Pb;
+    let (outcome, reason) = match resolution {
+        Resolution::Committed => (pb::Outcome::Committed, Pb::Unspecified),
+        Resolution::RolledBack => (pb::Outcome::RolledBack, Pb::Unspecified),
+        Resolution::InProgress => (pb::Outcome::InProgress, Pb::Unspecified),
+        Resolution::Unknown(reason) => (
+            pb::Outcome::Unknown,
+            match reason {
+                UnknownReason::OtherCluster => Pb::OtherCluster,
+                UnknownReason::OtherTimeline => Pb::OtherTimeline,
+                UnknownReason::DatabaseDropped => Pb::DatabaseDropped,
+                UnknownReason::ServerCrashed => Pb::ServerCrashed,
+                UnknownReason::TooOld => Pb::TooOld,
+                UnknownReason::InRecovery => Pb::InRecovery,
+            },
+        ),
+    };
+    pb::ResolveCommitResponse { outcome: outcome.into(), transaction_id, unknown_reason: reason.into() }
 }
 
 fn value(field: &str, value: pb::Value, depth: usize) -> Result<Value, Error> {
@@ -234,8 +419,16 @@ fn list(field: &str, list: pb::ListValue, depth: usize) -> Result<List, Error> {
 }
 
 pub(super) fn session_state(state: SessionState) -> pb::SessionState {
-    let SessionState { transaction, lease_remaining, session_remaining, transaction_remaining, renew_after, draining } =
-        state;
+    let SessionState {
+        transaction,
+        transaction_id,
+        lease_remaining,
+        session_remaining,
+        transaction_remaining,
+        renew_after,
+        draining,
+    } = state;
+    let (transaction_id, commit_token) = transaction_id.map(self::transaction_id).unwrap_or_default();
     pb::SessionState {
         transaction_state: match transaction {
             TransactionState::None => pb::TransactionState::None,
@@ -248,7 +441,15 @@ pub(super) fn session_state(state: SessionState) -> pb::SessionState {
         transaction_remaining: transaction_remaining.and_then(to_duration),
         renew_after: to_duration(renew_after),
         draining,
+        transaction_id,
+        commit_token,
     }
+}
+
+/// The id and the commit token, empty where there is none.
+fn transaction_id(id: TransactionId) -> (u64, String) {
+    let TransactionId { xid, commit_token } = id;
+    (xid, commit_token.map(|token| token.to_string()).unwrap_or_default())
 }
 
 pub(super) fn to_duration(duration: Duration) -> Option<prost_types::Duration> {
@@ -268,13 +469,14 @@ pub(super) fn end_reason(reason: EndReason) -> pb::EndReason {
 }
 
 pub(super) fn verdict(verdict: Verdict, state: Option<SessionState>) -> pb::CommitResponse {
-    let (outcome, transaction_id) = match verdict {
-        Verdict::Committed(id) => (pb::Outcome::Committed, id),
-        Verdict::NothingWritten => (pb::Outcome::NothingWritten, 0),
-        Verdict::RolledBack => (pb::Outcome::RolledBack, 0),
-        Verdict::Unknown(id) => (pb::Outcome::Unknown, id.unwrap_or(0)),
+    let (outcome, id) = match verdict {
+        Verdict::Committed(id) => (pb::Outcome::Committed, Some(id)),
+        Verdict::NothingWritten => (pb::Outcome::NothingWritten, None),
+        Verdict::RolledBack => (pb::Outcome::RolledBack, None),
+        Verdict::Unknown(id) => (pb::Outcome::Unknown, id),
     };
-    pb::CommitResponse { outcome: outcome.into(), transaction_id, state: state.map(session_state) }
+    let (transaction_id, commit_token) = id.map(transaction_id).unwrap_or_default();
+    pb::CommitResponse { outcome: outcome.into(), transaction_id, commit_token, state: state.map(session_state) }
 }
 
 pub(super) fn committed(committed: Committed) -> pb::CommitResponse {
@@ -283,16 +485,32 @@ pub(super) fn committed(committed: Committed) -> pb::CommitResponse {
 }
 
 pub(super) fn executed(executed: Executed) -> pb::ExecuteResponse {
-    let Executed { result, verdict, state } = executed;
-    let ResultSet { columns, rows, row_count, command_tag, notices } = result;
-    pb::ExecuteResponse {
+    let Executed { results, verdict, state } = executed;
+    // One statement brings one result.
+    let result = results.into_iter().next().unwrap_or_default();
+    let pb::StatementResult { columns, rows, row_count, command_tag, notices } = statement_result(result);
+    let commit = verdict.map(|verdict| self::verdict(verdict, None));
+    let state = Some(session_state(state));
+    pb::ExecuteResponse { columns, rows, row_count, command_tag, notices, commit, state }
+}
+
+pub(super) fn batch_executed(executed: Executed) -> pb::ExecuteBatchResponse {
+    let Executed { results, verdict, state } = executed;
+    pb::ExecuteBatchResponse {
+        results: results.into_iter().map(statement_result).collect(),
+        commit: verdict.map(|verdict| self::verdict(verdict, None)),
+        state: Some(session_state(state)),
+    }
+}
+
+fn statement_result(result: ResultSet) -> pb::StatementResult {
+    let ResultSet { columns, rows, row_count, command_tag, notices, bytes: _ } = result;
+    pb::StatementResult {
         columns: columns.into_iter().map(column).collect(),
         rows: rows.into_iter().map(|values| pb::Row { values: values.into_iter().map(to_value).collect() }).collect(),
         row_count,
         command_tag,
         notices: notices.into_iter().map(pg_error).collect(),
-        commit: verdict.map(|verdict| self::verdict(verdict, None)),
-        state: Some(session_state(state)),
     }
 }
 

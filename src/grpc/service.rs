@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status};
 use super::pb;
 use super::pb::session_service_server::SessionService;
 use super::{auth, convert, status};
-use crate::broker::error::Failure;
+use crate::broker::engine::{SavepointAction, SavepointName};
+use crate::broker::error::{Error, Failure};
 use crate::broker::session::Session;
 use crate::broker::{Broker, Granted};
 
@@ -46,11 +47,11 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::BeginSessionResponse>, Status> {
         let principal = auth::principal(request.metadata());
         let asked = convert::begin_session(request.into_inner()).map_err(status::from_error)?;
-        let Granted { session, token, lease_ttl } =
+        let Granted { session, lease_ttl } =
             self.broker.begin_session(&principal, asked).map_err(status::from_error)?;
         let state = session.state().map_err(|reason| status::from_error(reason.into()))?;
         Ok(Response::new(pb::BeginSessionResponse {
-            session_token: token.expose(),
+            session_token: session.token().expose(),
             session_id: session.id().to_string(),
             owner_endpoint: self.endpoint.clone(),
             lease_ttl: convert::to_duration(lease_ttl),
@@ -62,30 +63,82 @@ impl SessionService for Sessions {
     async fn execute(&self, request: Request<pb::ExecuteRequest>) -> Result<Response<pb::ExecuteResponse>, Status> {
         let session = self.session(request.metadata(), &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
-        let executed = match convert::execute_call(request.into_inner(), deadline) {
-            Ok(call) => session.execute(call).await,
-            // A bad request is a finished call: it renews the lease and hears where the session stands.
-            Err(error) => Err(session.keep_alive().map_or_else(Failure::from, |state| Failure {
-                error,
-                state: Some(state),
-                verdict: None,
-            })),
-        };
-        executed.map(|executed| Response::new(convert::executed(executed))).map_err(status::from_failure)
+        let call = checked(&session, convert::execute_call(request.into_inner(), deadline))?;
+        let executed = session.execute(call).await.map_err(status::from_failure)?;
+        Ok(Response::new(convert::executed(executed)))
+    }
+
+    async fn execute_batch(
+        &self,
+        request: Request<pb::ExecuteBatchRequest>,
+    ) -> Result<Response<pb::ExecuteBatchResponse>, Status> {
+        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let deadline = grpc_deadline(request.metadata());
+        let (call, runs) = checked(&session, convert::batch_call(request.into_inner(), deadline))?;
+        let executed = session.execute(call).await.map_err(|failure| status::from_batch_failure(failure, &runs))?;
+        Ok(Response::new(convert::batch_executed(executed)))
     }
 
     async fn commit(&self, request: Request<pb::CommitRequest>) -> Result<Response<pb::CommitResponse>, Status> {
         let pb::CommitRequest { session_token } = request.get_ref();
         let session = self.session(request.metadata(), session_token)?;
-        let committed = session.commit().await.map_err(status::from_failure)?;
+        let committed = session.commit(grpc_deadline(request.metadata())).await.map_err(status::from_failure)?;
         Ok(Response::new(convert::committed(committed)))
     }
 
     async fn rollback(&self, request: Request<pb::RollbackRequest>) -> Result<Response<pb::RollbackResponse>, Status> {
-        let pb::RollbackRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
-        let state = session.rollback().await.map_err(status::from_failure)?;
+        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let deadline = grpc_deadline(request.metadata());
+        let pb::RollbackRequest { session_token: _, savepoint } = request.into_inner();
+        let state = if savepoint.is_empty() {
+            session.rollback().await
+        } else {
+            let name = checked(&session, SavepointName::new("savepoint", savepoint))?;
+            session.savepoint(SavepointAction::RollBackTo, name, None, deadline).await
+        };
+        let state = state.map_err(status::from_failure)?;
         Ok(Response::new(pb::RollbackResponse { state: Some(convert::session_state(state)) }))
+    }
+
+    async fn create_savepoint(
+        &self,
+        request: Request<pb::CreateSavepointRequest>,
+    ) -> Result<Response<pb::CreateSavepointResponse>, Status> {
+        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let deadline = grpc_deadline(request.metadata());
+        let pb::CreateSavepointRequest { session_token: _, name, transaction_options } = request.into_inner();
+        let name = checked(&session, SavepointName::new("name", name))?;
+        let choice = checked(&session, transaction_options.map(convert::transaction_choice).transpose())?;
+        let created = session.savepoint(SavepointAction::Create, name, choice, deadline).await;
+        let state = created.map_err(status::from_failure)?;
+        Ok(Response::new(pb::CreateSavepointResponse { state: Some(convert::session_state(state)) }))
+    }
+
+    async fn release_savepoint(
+        &self,
+        request: Request<pb::ReleaseSavepointRequest>,
+    ) -> Result<Response<pb::ReleaseSavepointResponse>, Status> {
+        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let deadline = grpc_deadline(request.metadata());
+        let pb::ReleaseSavepointRequest { session_token: _, name } = request.into_inner();
+        let name = checked(&session, SavepointName::new("name", name))?;
+        let released = session.savepoint(SavepointAction::Release, name, None, deadline).await;
+        let state = released.map_err(status::from_failure)?;
+        Ok(Response::new(pb::ReleaseSavepointResponse { state: Some(convert::session_state(state)) }))
+    }
+
+    async fn resolve_commit(
+        &self,
+        request: Request<pb::ResolveCommitRequest>,
+    ) -> Result<Response<pb::ResolveCommitResponse>, Status> {
+        let principal = auth::principal(request.metadata());
+        let deadline = grpc_deadline(request.metadata());
+        let pb::ResolveCommitRequest { commit_token, wait } = request.into_inner();
+        let until = Instant::now() + convert::wait(wait).map_err(status::from_error)?;
+        let until = deadline.map_or(until, |deadline| until.min(deadline));
+        let resolved = self.broker.resolve_commit(&principal, &commit_token, until).await;
+        let (resolution, xid) = resolved.map_err(status::from_error)?;
+        Ok(Response::new(convert::resolution(resolution, xid)))
     }
 
     async fn close(&self, request: Request<pb::CloseRequest>) -> Result<Response<pb::CloseResponse>, Status> {
@@ -113,6 +166,17 @@ impl SessionService for Sessions {
         let session = self.session(request.metadata(), session_token)?;
         Ok(Response::new(convert::description(session.describe())))
     }
+}
+
+/// A request on a session that was read, or what is wrong with it. A bad one is a finished call: it renews the lease and
+/// hears where the session stands.
+fn checked<T>(session: &Session, read: Result<T, Error>) -> Result<T, Status> {
+    read.map_err(|error| {
+        let failure = session
+            .keep_alive()
+            .map_or_else(Failure::from, |state| Failure { state: Some(state), ..Failure::from(error) });
+        status::from_failure(failure)
+    })
 }
 
 /// When to stop for a caller that stops waiting, by the `grpc-timeout` header: up to eight digits and a unit. A little

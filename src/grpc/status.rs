@@ -10,7 +10,8 @@ use prost_types::Any;
 use tonic::{Code, Status};
 use tonic_types::pb as rpc;
 
-use super::{convert, pb};
+use super::convert::{self, Runs};
+use super::pb;
 use crate::broker::error::{Bound, Error, Exhausted, Failure};
 use crate::broker::session::TransactionState;
 use pb::retry_advice::Scope;
@@ -60,6 +61,10 @@ fn lookup(error: &Error) -> Row {
             row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Session)
         }
         Error::DeadlineExceeded { .. } => row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Transaction),
+        Error::CallerLeft => row(Code::Cancelled, "CALLER_LEFT", Scope::Transaction),
+        Error::SeqGap { .. } => row(Code::FailedPrecondition, "SEQ_GAP", Scope::Nothing),
+        Error::SeqAnswerGone(_) => row(Code::FailedPrecondition, "SEQ_ANSWER_GONE", Scope::Nothing),
+        Error::ExpectationFailed { .. } => row(Code::FailedPrecondition, "EXPECTATION_FAILED", Scope::Nothing),
         Error::Unreturnable(_) => row(Code::InvalidArgument, "RESULT_UNRETURNABLE", Scope::Nothing),
         Error::CommitRolledBack => row(Code::Aborted, "COMMIT_ROLLED_BACK", Scope::Transaction),
         Error::CommitUnknown => row(Code::Unknown, "COMMIT_UNKNOWN", Scope::ResolveCommit),
@@ -67,26 +72,32 @@ fn lookup(error: &Error) -> Row {
     }
 }
 
-/// PostgreSQL's codes, by its Appendix A.
+/// PostgreSQL's codes, by its Appendix A: the first that the SQLSTATE begins with.
+const SQLSTATES: &[(&str, Code, Scope)] = &[
+    ("23505", Code::AlreadyExists, Scope::Nothing),
+    ("25P02", Code::FailedPrecondition, Scope::Transaction),
+    ("42501", Code::PermissionDenied, Scope::Nothing),
+    ("53300", Code::ResourceExhausted, Scope::Call),
+    // Another transaction held the lock for too long.
+    ("55P03", Code::Aborted, Scope::Transaction),
+    ("57014", Code::DeadlineExceeded, Scope::Transaction),
+    ("08", Code::Unavailable, Scope::Call),
+    ("0A", Code::InvalidArgument, Scope::Nothing),
+    ("22", Code::InvalidArgument, Scope::Nothing),
+    ("28", Code::PermissionDenied, Scope::Nothing),
+    ("40", Code::Aborted, Scope::Transaction),
+    ("42", Code::InvalidArgument, Scope::Nothing),
+    ("53", Code::ResourceExhausted, Scope::Transaction),
+    ("54", Code::InvalidArgument, Scope::Nothing),
+    ("57", Code::Unavailable, Scope::Call),
+    ("58", Code::Internal, Scope::Nothing),
+    ("XX", Code::Internal, Scope::Nothing),
+    ("", Code::FailedPrecondition, Scope::Nothing),
+];
+
 fn by_sqlstate(sqlstate: &str) -> (Code, Scope) {
-    match sqlstate {
-        "23505" => (Code::AlreadyExists, Scope::Nothing),
-        "25P02" => (Code::FailedPrecondition, Scope::Transaction),
-        "42501" => (Code::PermissionDenied, Scope::Nothing),
-        "53300" => (Code::ResourceExhausted, Scope::Call),
-        // Another transaction held the lock for too long.
-        "55P03" => (Code::Aborted, Scope::Transaction),
-        "57014" => (Code::DeadlineExceeded, Scope::Transaction),
-        _ => match sqlstate.get(..2).unwrap_or_default() {
-            "08" | "57" => (Code::Unavailable, Scope::Call),
-            "0A" | "22" | "42" | "54" => (Code::InvalidArgument, Scope::Nothing),
-            "28" => (Code::PermissionDenied, Scope::Nothing),
-            "40" => (Code::Aborted, Scope::Transaction),
-            "53" => (Code::ResourceExhausted, Scope::Transaction),
-            "58" | "XX" => (Code::Internal, Scope::Nothing),
-            _ => (Code::FailedPrecondition, Scope::Nothing),
-        },
-    }
+    let found = SQLSTATES.iter().find(|(prefix, ..)| sqlstate.starts_with(prefix));
+    found.map_or((Code::FailedPrecondition, Scope::Nothing), |(_, code, advice)| (*code, *advice))
 }
 
 /// The status of a call that failed without touching a session.
@@ -96,12 +107,40 @@ pub(super) fn from_error(error: Error) -> Status {
 
 /// The status of a failed call.
 pub(super) fn from_failure(failure: Failure) -> Status {
-    let Failure { error, state, verdict } = failure;
+    status(failure, HashMap::new())
+}
+
+/// The status of a failed call with many runs, one of which may be to blame.
+pub(super) fn from_batch_failure(failure: Failure, runs: &Runs) -> Status {
+    let blamed = blamed(&failure, runs);
+    status(failure, blamed)
+}
+
+/// The status of a transaction that failed after so many attempts.
+pub(super) fn from_run_failure(failure: Failure, attempts: u32, runs: &Runs) -> Status {
+    let mut metadata = blamed(&failure, runs);
+    metadata.insert("attempts".into(), attempts.to_string());
+    status(failure, metadata)
+}
+
+/// Where the run to blame stands in its request.
+fn blamed(failure: &Failure, runs: &Runs) -> HashMap<String, String> {
+    let mut metadata = HashMap::new();
+    if let Some((statement, set)) = failure.index.and_then(|run| runs.place(run)) {
+        metadata.insert("statement_index".into(), statement.to_string());
+        metadata.extend(set.map(|set| ("parameter_set_index".into(), set.to_string())));
+    }
+    metadata
+}
+
+fn status(failure: Failure, mut metadata: HashMap<String, String>) -> Status {
+    let Failure { error, state, verdict, index: _ } = failure;
     let Row { code, reason, advice } = lookup(&error);
-    let in_failed = state.is_some_and(|state| state.transaction == TransactionState::Failed);
+    let in_failed = state.as_ref().is_some_and(|state| state.transaction == TransactionState::Failed);
     // In a failed transaction no call alone can be repeated.
     let advice = if in_failed && advice == Scope::Call { Scope::Transaction } else { advice };
-    let info = rpc::ErrorInfo { reason: reason.into(), domain: DOMAIN.into(), metadata: metadata(&error) };
+    metadata.extend(self::metadata(&error));
+    let info = rpc::ErrorInfo { reason: reason.into(), domain: DOMAIN.into(), metadata };
     let mut details = vec![
         any("google.rpc.ErrorInfo", &info),
         any("sessionbroker.v1.RetryAdvice", &pb::RetryAdvice { scope: advice.into() }),
@@ -122,22 +161,28 @@ pub(super) fn from_failure(failure: Failure) -> Status {
     Status::with_details(code, message, status.encode_to_vec().into())
 }
 
-fn metadata(error: &Error) -> HashMap<String, String> {
-    let pair = match error {
-        Error::SessionEnded(reason) => ("end_reason", convert::end_reason(*reason).as_str_name().into()),
-        Error::Database(error) | Error::StalePlan(error) => ("sqlstate", error.sqlstate.clone()),
-        Error::DeadlineExceeded { bound, .. } => ("bound", bound.name().into()),
-        Error::Unreachable { engine, .. } => ("engine", engine.clone()),
+fn metadata(error: &Error) -> Vec<(String, String)> {
+    let pairs = match error {
+        Error::SessionEnded(reason) => vec![("end_reason", convert::end_reason(*reason).as_str_name().into())],
+        Error::Database(error) | Error::StalePlan(error) => vec![("sqlstate", error.sqlstate.clone())],
+        Error::DeadlineExceeded { bound, .. } => vec![("bound", bound.name().into())],
+        Error::Unreachable { engine, .. } => vec![("engine", engine.clone())],
+        Error::SeqGap { expected, .. } => vec![("expected", expected.to_string())],
+        Error::ExpectationFailed { count, expected } => {
+            vec![("row_count", count.to_string()), ("expected", expected.clone())]
+        }
         Error::Invalid { .. }
         | Error::SessionUnknown
         | Error::Draining
         | Error::Exhausted(_)
+        | Error::CallerLeft
+        | Error::SeqAnswerGone(_)
         | Error::CommitRolledBack
         | Error::CommitUnknown
         | Error::Unreturnable(_)
-        | Error::Internal => return HashMap::new(),
+        | Error::Internal => Vec::new(),
     };
-    HashMap::from([(pair.0.to_owned(), pair.1)])
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// The detail that belongs to the kind of error.
@@ -176,6 +221,10 @@ fn error_detail(error: &Error) -> Option<Any> {
         | Error::Draining
         | Error::Unreachable { .. }
         | Error::DeadlineExceeded { .. }
+        | Error::CallerLeft
+        | Error::SeqGap { .. }
+        | Error::SeqAnswerGone(_)
+        | Error::ExpectationFailed { .. }
         | Error::CommitRolledBack
         | Error::CommitUnknown
         | Error::Unreturnable(_)

@@ -3,13 +3,18 @@
 //! Invariants: every driver future is driven to its end, or the connection is discarded; the connection counts as ready
 //! only when the wire says that PostgreSQL has answered everything; only a reset by proof gives it back to the pool.
 
+use std::collections::VecDeque;
 use std::fmt::Write;
+use std::future::poll_fn;
 use std::pin::Pin;
-use std::sync::{Arc, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool::managed::Object;
+use futures_util::future::{FutureExt, MaybeDone, maybe_done};
 use futures_util::{StreamExt, join};
 use lru::LruCache;
 use tokio::time::timeout;
@@ -21,11 +26,13 @@ use super::error::pg_error;
 use super::opener::Backend;
 use super::pool::{CheckedOut, Pool, ResetMode};
 use super::value::{self, Raw, Refusal};
+use crate::broker::commit::Cluster;
 use crate::broker::engine::{
-    Canceller, CommitVerdict, Connection, IsolationLevel, Lost, StatementError, TransactionOptions, TransactionStatus,
+    Canceller, CommitVerdict, Connection, IsolationLevel, Lost, SavepointAction, SavepointName, StatementError,
+    Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use crate::broker::error::{Error, Exhausted, PgError};
-use crate::broker::statement::{Column, ResultLimits, ResultSet, Statement};
+use crate::broker::statement::{Column, Kind, NOTICES_MAX, ResultLimits, ResultSet, Statement};
 use crate::broker::value::Value;
 
 /// How long a reset may take; it does next to nothing, so longer means stuck.
@@ -44,27 +51,83 @@ const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UN
     pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
     FROM pg_catalog.pg_prepared_statement()";
 
-/// Sent right before COMMIT, in the same round trip: the transaction's id arrives before COMMIT's answer.
+/// Sent right behind a statement while the transaction has no id that we know of: so it is known before COMMIT is sent.
 const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
 
-/// A backend checked out of the pool. Invariant: dropped, it is discarded.
+/// The most statements sent and not yet answered: enough to hide a round trip, few enough to buffer.
+pub(super) const PIPELINE_MAX: usize = 64;
+
+/// A backend checked out of the pool, for one transaction. Invariant: dropped, it is discarded.
 pub(super) struct PooledConnection {
     checked_out: CheckedOut,
     pool: Arc<Pool>,
     canceller: Arc<BackendCanceller>,
+    /// The transaction's id, once PostgreSQL has told it.
+    xid: OnceLock<u64>,
+    /// Whether its transaction may have notified somebody: that takes place at COMMIT, and needs no id before.
+    may_notify: AtomicBool,
     /// Whether its transaction has run something that may have left a trace: a strict reset does not trust it, and
     /// names may mean something else to it than to others, so it neither uses nor fills the statement cache.
-    soiled: bool,
+    soiled: AtomicBool,
+}
+
+type DriverError = tokio_postgres::Error;
+
+/// A request whose answer is to come.
+type Asked<'a, T> = MaybeDone<Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>>;
+
+/// Sends a request without waiting for its answer.
+async fn send<'a, T>(request: impl Future<Output = Result<T, DriverError>> + Send + 'a) -> Asked<'a, T> {
+    let mut asked: Asked<'a, T> = maybe_done(Box::pin(request));
+    // The driver sends when its future is first polled.
+    poll_fn(|cx| Poll::Ready(asked.poll_unpin(cx).is_ready())).await;
+    asked
+}
+
+/// The answer to a request.
+async fn answer<T>(mut asked: Asked<'_, T>) -> Result<T, DriverError> {
+    (&mut asked).await;
+    Pin::new(&mut asked).take_output().expect("it is done, and taken once")
+}
+
+/// A statement that has been sent.
+struct Sent<'a> {
+    statement: &'a Statement,
+    prepared: Prepared,
+    was_cached: bool,
+    rows: Asked<'a, RowStream>,
+}
+
+/// Statements sent and not yet answered, in order, and what the answered ones brought.
+struct Pipeline<'a> {
+    sent: VecDeque<Sent<'a>>,
+    results: Vec<ResultSet>,
+    budget: Budget,
+}
+
+/// Why statements stopped.
+struct Halt {
+    index: usize,
+    error: StatementError,
+    /// Whether the one to blame had been prepared in an earlier transaction.
+    was_cached: bool,
 }
 
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
         let Backend { client, address, tls, .. } = checked_out.backend();
         let canceller = Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone()));
-        Self { checked_out, pool, canceller, soiled: false }
+        Self {
+            checked_out,
+            pool,
+            canceller,
+            xid: OnceLock::new(),
+            may_notify: AtomicBool::new(false),
+            soiled: AtomicBool::new(false),
+        }
     }
 
-    fn backend(&self) -> &Backend {
+    pub(super) fn backend(&self) -> &Backend {
         self.checked_out.backend()
     }
 
@@ -76,53 +139,65 @@ impl PooledConnection {
         statement: &Statement,
         cached: Option<Prepared>,
     ) -> Result<Prepared, StatementError> {
-        let Backend { client, wire, nets, .. } = self.backend();
         let is_new = cached.is_none();
         // The types of a statement that is prepared already are part of what it is kept by.
         let types = if is_new { parameter_types(statement).map_err(StatementError::Refused)? } else { Vec::new() };
         let prepare = async {
             match cached {
                 Some(prepared) => Ok(prepared),
-                None => client.prepare_typed(statement.sql(), &types).await,
+                None => self.backend().client.prepare_typed(statement.sql(), &types).await,
             }
         };
         let prepared = match begin {
-            None => prepare.await,
-            Some(options) => {
-                let sql = begin_sql(options, nets);
-                let (begun, prepared) = join!(client.batch_execute(&sql), prepare);
-                begun.and(prepared)
-            }
-        };
-        let begun = wire.settled().await;
-        match prepared {
-            Ok(prepared) => {
-                if is_new {
-                    self.cache(statement, &prepared);
-                }
-                Ok(prepared)
-            }
-            Err(error) => match (begin, begun) {
-                (Some(_), Err(lost)) => Err(StatementError::LostBeforeBegin(lost)),
-                (Some(_), Ok(TransactionStatus::Idle)) if error.as_db_error().is_none() => {
-                    Err(StatementError::LostBeforeBegin(Lost(error.to_string())))
-                }
-                _ => Err(self.failure(&error).await),
+            None => match prepare.await {
+                Ok(prepared) => prepared,
+                Err(error) => return Err(self.failure(&error).await),
             },
+            Some(options) => self.begin(options, prepare).await?,
+        };
+        if is_new {
+            self.cache(statement, &prepared);
+        }
+        Ok(prepared)
+    }
+
+    /// Begins the transaction and has PostgreSQL do something harmless in the same round trip.
+    async fn begin<T>(
+        &self,
+        options: &TransactionOptions,
+        first: impl Future<Output = Result<T, DriverError>>,
+    ) -> Result<T, StatementError> {
+        let Backend { client, wire, nets, .. } = self.backend();
+        let sql = begin_sql(options, nets);
+        let (begun, first) = join!(client.batch_execute(&sql), first);
+        let status = wire.settled().await.map_err(StatementError::LostBeforeBegin)?;
+        match (begun, first) {
+            (Ok(()), Ok(first)) => Ok(first),
+            (Ok(()), Err(error)) => Err(self.failure(&error).await),
+            (Err(error), _) => Err(match error.as_db_error() {
+                // The role or a setting: nothing of the caller's ran, and the transaction goes.
+                Some(refusal) => StatementError::Refused(Error::Database(Box::new(pg_error(refusal)))),
+                None if status == TransactionStatus::Idle => StatementError::LostBeforeBegin(Lost(error.to_string())),
+                None => StatementError::Lost(Lost(error.to_string())),
+            }),
         }
     }
 
     fn cached(&self, statement: &Statement) -> Option<Prepared> {
-        if self.soiled {
+        if self.is_soiled() {
             return None;
         }
         self.statements().get(&cache_key(statement)).cloned()
     }
 
     fn cache(&self, statement: &Statement, prepared: &Prepared) {
-        if self.pool.options().statement_cache_size > 0 && !self.soiled {
+        if self.pool.options().statement_cache_size > 0 && !self.is_soiled() {
             self.statements().put(cache_key(statement), prepared.clone());
         }
+    }
+
+    fn is_soiled(&self) -> bool {
+        self.soiled.load(Ordering::Relaxed)
     }
 
     /// Forgets a prepared statement that PostgreSQL does not run any more.
@@ -135,56 +210,176 @@ impl PooledConnection {
         self.backend().statements.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Runs a prepared statement and reads its result.
+    /// Runs statements in order, sending each before the one before is answered where that is safe. With `Fresh::Yes`
+    /// none is taken from the cache.
     async fn run(
         &self,
-        prepared: &Prepared,
-        statement: &Statement,
+        mut begin: Option<&TransactionOptions>,
+        statements: &[Statement],
         limits: ResultLimits,
-    ) -> Result<ResultSet, StatementError> {
-        let parameters = value::encode(statement.parameters(), prepared.params()).map_err(StatementError::Refused)?;
-        check_columns(prepared).map_err(StatementError::Refused)?;
+        fresh: Fresh,
+    ) -> Result<Vec<ResultSet>, Halt> {
         let Backend { client, wire, .. } = self.backend();
-        wire.forget_tags();
-        let mut stream = match client.query_raw(prepared, parameters).await {
-            Ok(stream) => Box::pin(stream),
-            Err(error) => return Err(self.failure(&error).await),
+        let mut pipeline = Pipeline {
+            sent: VecDeque::new(),
+            results: Vec::with_capacity(statements.len()),
+            budget: Budget { rows: limits.rows_max, bytes: limits.bytes_max, notices: NOTICES_MAX, limits },
         };
-        let mut rows = Vec::new();
-        let mut budget = Budget { rows: limits.rows_max, bytes: limits.bytes_max, limits };
-        while let Some(row) = stream.next().await {
-            let read = match row {
-                Ok(row) => budget.read(&row),
+        let mut last: Option<(&Statement, Prepared, bool)> = None;
+        for (index, statement) in statements.iter().enumerate() {
+            let cached = || if fresh == Fresh::Yes { None } else { self.cached(statement) };
+            let (ready, was_cached) = match &last {
+                Some((before, prepared, was_cached)) if before.prepares_like(statement) => {
+                    (Some(prepared.clone()), *was_cached)
+                }
+                _ => cached().map_or((None, false), |prepared| (Some(prepared), true)),
+            };
+            let prepared = match ready {
+                Some(prepared) if begin.is_none() => prepared,
+                ready => {
+                    // To be prepared, a statement may need the tables that those before it make.
+                    self.land(&mut pipeline, 0).await?;
+                    let prepared = self.prepare(begin.take(), statement, ready).await;
+                    wire.forget_tags();
+                    match prepared {
+                        Ok(prepared) => prepared,
+                        Err(error) => return Err(self.halt(pipeline, index, error, was_cached).await),
+                    }
+                }
+            };
+            let checked = value::encode(statement.parameters(), prepared.params())
+                .and_then(|parameters| check_columns(&prepared).map(|()| parameters));
+            let parameters = match checked {
+                Ok(parameters) => parameters,
                 Err(error) => {
-                    // An unread stream would keep the driver from reading on.
-                    drop(stream);
-                    return Err(self.failure(&error).await);
+                    return Err(self.halt(pipeline, index, StatementError::Refused(error), was_cached).await);
+                }
+            };
+            if statement.mentions("notify") {
+                self.may_notify.store(true, Ordering::Relaxed);
+            }
+            let run = prepared.clone();
+            let rows = send(async move { client.query_raw(&run, parameters).await }).await;
+            let is_last = index + 1 == statements.len();
+            // What changes the meaning of names must be through before the next statement is looked up.
+            let unanswered = if may_soil(statement, &prepared) && !is_last { 0 } else { PIPELINE_MAX };
+            pipeline.sent.push_back(Sent { statement, prepared: prepared.clone(), was_cached, rows });
+            last = Some((statement, prepared, was_cached));
+            self.land(&mut pipeline, unanswered).await?;
+        }
+        let transaction_id = match self.xid.get() {
+            None => Some(send(client.simple_query(TRANSACTION_ID)).await),
+            Some(_) => None,
+        };
+        let landed = self.land(&mut pipeline, 0).await;
+        let transaction_id = match transaction_id {
+            None => None,
+            Some(transaction_id) => Some(answer(transaction_id).await),
+        };
+        landed?;
+        match transaction_id {
+            Some(Ok(answers)) => {
+                if let Some(xid) = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()) {
+                    self.xid.get_or_init(|| xid);
+                }
+            }
+            // A cancel that came too late for the statement.
+            Some(Err(error)) => {
+                let error = self.failure(&error).await;
+                return Err(Halt { index: statements.len() - 1, error, was_cached: false });
+            }
+            None => {}
+        }
+        match wire.settled().await {
+            Ok(_) => Ok(pipeline.results),
+            Err(lost) => {
+                Err(Halt { index: statements.len() - 1, error: StatementError::Lost(lost), was_cached: false })
+            }
+        }
+    }
+
+    /// Reads answers until no more than `unanswered` are to come.
+    async fn land(&self, pipeline: &mut Pipeline<'_>, unanswered: usize) -> Result<(), Halt> {
+        while pipeline.sent.len() > unanswered {
+            let Some(Sent { statement, prepared, was_cached, rows }) = pipeline.sent.pop_front() else { break };
+            let index = pipeline.results.len();
+            let read = match answer(rows).await {
+                Err(error) => Err(Unread::Failed(error)),
+                Ok(rows) => {
+                    let mut rows = Box::pin(rows);
+                    match self.read(&prepared, rows.as_mut(), &mut pipeline.budget).await {
+                        Err(Unread::GivenUp(error)) => {
+                            let rest = std::mem::take(&mut pipeline.sent);
+                            let error = self.abandon(Some(rows), rest, error).await;
+                            return Err(Halt { index, error, was_cached });
+                        }
+                        // An unread stream would keep the driver from reading on.
+                        read => read,
+                    }
                 }
             };
             match read {
-                Ok(values) => rows.push(values),
-                Err(error) => return Err(self.abandon(stream.as_mut(), error).await),
+                Ok(result) => {
+                    if !leaves_no_trace(statement, &result) {
+                        self.soiled.store(true, Ordering::Relaxed);
+                    }
+                    pipeline.results.push(result);
+                }
+                Err(Unread::Failed(error)) => {
+                    // In a failed transaction PostgreSQL refuses them all.
+                    drain(None, std::mem::take(&mut pipeline.sent)).await;
+                    return Err(Halt { index, error: self.failure(&error).await, was_cached });
+                }
+                Err(Unread::GivenUp(error)) => unreachable!("handled above: {error}"),
             }
         }
-        wire.settled().await.map_err(StatementError::Lost)?;
+        Ok(())
+    }
+
+    /// Reads one statement's result.
+    async fn read(
+        &self,
+        prepared: &Prepared,
+        mut stream: Pin<&mut RowStream>,
+        budget: &mut Budget,
+    ) -> Result<ResultSet, Unread> {
+        let wire = &self.backend().wire;
+        let before = budget.bytes;
+        let mut rows = Vec::new();
+        while let Some(row) = stream.next().await {
+            rows.push(budget.read(&row.map_err(Unread::Failed)?).map_err(Unread::GivenUp)?);
+        }
         let columns: Vec<_> = prepared.columns().iter().map(column).collect();
         let returned = u64::try_from(rows.len()).unwrap_or(u64::MAX);
+        let mut notices = wire.take_notices();
+        notices.truncate(budget.notices);
+        budget.notices -= notices.len();
         Ok(ResultSet {
             row_count: if columns.is_empty() { stream.rows_affected().unwrap_or(0) } else { returned },
             columns,
             rows,
-            command_tag: wire.last_tag().unwrap_or_default(),
-            notices: wire.take_notices(),
+            command_tag: wire.next_tag().unwrap_or_default(),
+            notices,
+            bytes: before - budget.bytes,
         })
     }
 
-    /// Stops a statement whose result cannot be returned, and reads what is under way: unread rows would block
-    /// everything behind them, ROLLBACK included. Leaves the transaction failed, also when the statement was through
-    /// before it could be stopped: its caller has not seen what it did.
-    async fn abandon(&self, mut stream: Pin<&mut RowStream>, why: Error) -> StatementError {
+    /// Stops at a statement that has not been sent. If others have run before it, the transaction is failed: half of
+    /// what was asked must not commit.
+    async fn halt(&self, pipeline: Pipeline<'_>, index: usize, error: StatementError, was_cached: bool) -> Halt {
+        let error = match error {
+            StatementError::Refused(error) if index > 0 => self.abandon(None, pipeline.sent, error).await,
+            error => error,
+        };
+        Halt { index, error, was_cached }
+    }
+
+    /// Stops what runs and reads what is under way: unread rows would block everything behind them, ROLLBACK included.
+    /// Leaves the transaction failed, also when all was through before it could be stopped: its caller has not seen what
+    /// it did.
+    async fn abandon(&self, rows: Option<Pin<Box<RowStream>>>, rest: VecDeque<Sent<'_>>, why: Error) -> StatementError {
         let Backend { client, wire, .. } = self.backend();
-        let drain = async { while let Some(Ok(_)) = stream.next().await {} };
-        let (cancelled, ()) = join!(self.canceller.cancel(), drain);
+        let (cancelled, ()) = join!(self.canceller.cancel(), drain(rows, rest));
         if let Err(lost) = cancelled {
             return StatementError::Lost(lost);
         }
@@ -193,9 +388,32 @@ impl PooledConnection {
             let _ = client.batch_execute("\"the result could not be returned\"").await;
         }
         match wire.settled().await {
-            Ok(TransactionStatus::Failed) => StatementError::Unreturnable(why),
+            Ok(TransactionStatus::Failed) => StatementError::GivenUp(why),
             Ok(status) => StatementError::Lost(Lost(format!("a transaction to be failed is {status:?}"))),
             Err(lost) => StatementError::Lost(lost),
+        }
+    }
+
+    /// Acts on a savepoint, beginning the transaction if asked to.
+    async fn savepoint(
+        &self,
+        begin: Option<&TransactionOptions>,
+        action: SavepointAction,
+        name: &SavepointName,
+    ) -> Result<(), StatementError> {
+        let client = &self.backend().client;
+        let command = match action {
+            SavepointAction::Create => "SAVEPOINT",
+            SavepointAction::Release => "RELEASE SAVEPOINT",
+            SavepointAction::RollBackTo => "ROLLBACK TO SAVEPOINT",
+        };
+        let sql = format!("{command} {}", quoted_identifier(name.as_str()));
+        match begin {
+            Some(options) => self.begin(options, client.batch_execute(&sql)).await,
+            None => match client.batch_execute(&sql).await {
+                Ok(()) => self.backend().wire.settled().await.map(drop).map_err(StatementError::Lost),
+                Err(error) => Err(self.failure(&error).await),
+            },
         }
     }
 
@@ -206,6 +424,38 @@ impl PooledConnection {
             (Ok(_), Some(refusal)) => StatementError::Failed(Box::new(pg_error(refusal))),
             // The driver did not understand the server: there is no telling what state they are in.
             (Ok(_), None) => StatementError::Lost(Lost(error.to_string())),
+        }
+    }
+
+    /// Runs statements; should one turn out to be prepared for what is no longer, prepares it anew where that is safe.
+    async fn run_or_prepare_afresh(
+        &mut self,
+        begin: Option<&TransactionOptions>,
+        statements: &[Statement],
+        limits: ResultLimits,
+    ) -> Result<Vec<ResultSet>, Stopped> {
+        let Halt { index, error, was_cached } = match self.run(begin, statements, limits, Fresh::No).await {
+            Ok(results) => return Ok(results),
+            Err(halt) => halt,
+        };
+        let stale = match &error {
+            StatementError::Failed(error) if was_cached => Staleness::of(error),
+            _ => None,
+        };
+        if stale.is_some() {
+            self.forget(&statements[index]);
+        }
+        match (stale, error) {
+            (Some(_), _) if begin.is_some() => {
+                // Nothing else has run in this transaction, so it can begin again and prepare afresh.
+                self.rollback().await.map_err(|lost| Stopped { index, error: StatementError::Lost(lost) })?;
+                let ran = self.run(begin, statements, limits, Fresh::Yes).await;
+                ran.map_err(|Halt { index, error, .. }| Stopped { index, error })
+            }
+            (Some(Staleness::Certain), StatementError::Failed(error)) => {
+                Err(Stopped { index, error: StatementError::StalePlan(error) })
+            }
+            (_, error) => Err(Stopped { index, error }),
         }
     }
 
@@ -245,58 +495,58 @@ impl Connection for PooledConnection {
         self.backend().wire.status()
     }
 
+    fn cluster(&self) -> Option<Cluster> {
+        self.backend().cluster
+    }
+
+    fn xid(&self) -> Option<u64> {
+        self.xid.get().copied()
+    }
+
     async fn execute(
         &mut self,
         begin: Option<&TransactionOptions>,
-        statement: &Statement,
+        work: &Work,
         limits: ResultLimits,
-    ) -> Result<ResultSet, StatementError> {
+    ) -> Result<Vec<ResultSet>, Stopped> {
         self.backend().wire.forget_notices();
-        let cached = self.cached(statement);
-        let was_cached = cached.is_some();
-        let prepared = self.prepare(begin, statement, cached).await?;
-        let mut ran = self.run(&prepared, statement, limits).await;
-        if let Err(StatementError::Failed(error)) = &ran
-            && was_cached
-            && let Some(staleness) = Staleness::of(error)
-        {
-            self.forget(statement);
-            if begin.is_some() {
-                // Nothing else has run in this transaction, so it can begin again and prepare afresh.
-                self.rollback().await.map_err(StatementError::Lost)?;
-                let prepared = self.prepare(begin, statement, None).await?;
-                ran = self.run(&prepared, statement, limits).await;
-            } else if staleness == Staleness::Certain {
-                ran = Err(StatementError::StalePlan(error.clone()));
-            }
+        let done = match work {
+            Work::Savepoint(action, name) => self
+                .savepoint(begin, *action, name)
+                .await
+                .map(|()| Vec::new())
+                .map_err(|error| Stopped { index: 0, error }),
+            Work::Statements(statements) => self.run_or_prepare_afresh(begin, statements, limits).await,
+        };
+        if done.is_err() {
+            self.soiled.store(true, Ordering::Relaxed);
         }
-        self.soiled |= ran.as_ref().map_or(true, |result| !leaves_no_trace(statement, result));
-        ran
+        done
     }
 
     async fn commit(&mut self) -> CommitVerdict {
         let Backend { client, wire, .. } = self.backend();
+        let had_failed = wire.status() == TransactionStatus::Failed;
+        let may_act = self.xid.get().is_some() || self.may_notify.load(Ordering::Relaxed);
         wire.forget_tags();
-        let (probe, answer) = join!(client.simple_query(TRANSACTION_ID), client.batch_execute("COMMIT"));
+        let answer = client.batch_execute("COMMIT").await;
         let settled = wire.settled().await;
-        let transaction_id = probe.ok().and_then(|answers| first_row(&answers)?.get(0)?.parse().ok());
         // The tag is PostgreSQL's own word, sent after the fact: not even losing the connection next takes it back.
-        match (wire.last_tag().as_deref(), answer, settled) {
-            (Some("COMMIT"), _, _) => match transaction_id {
-                Some(id) => CommitVerdict::Committed(id),
-                None => CommitVerdict::NothingWritten,
-            },
+        match (wire.next_tag().as_deref(), answer, settled) {
+            (Some("COMMIT"), _, _) => CommitVerdict::Committed,
             (Some("ROLLBACK"), _, _) => CommitVerdict::RolledBack,
-            // Not even a transaction without an id is known to have ended: COMMIT itself may do things, NOTIFY one of them.
-            (_, _, Err(lost)) => CommitVerdict::Unknown(transaction_id, lost),
+            // However a failed transaction ends, it is rolled back.
+            (_, _, Err(_)) if had_failed => CommitVerdict::RolledBack,
+            // However one ends that has nothing to do at COMMIT, nothing is lost.
+            (_, _, Err(_)) if !may_act => CommitVerdict::Committed,
+            (_, _, Err(lost)) => CommitVerdict::Lost(lost),
             (_, Err(error), Ok(TransactionStatus::Idle)) if error.as_db_error().is_some() => {
                 let error = error.as_db_error().map(pg_error).unwrap_or_default();
                 CommitVerdict::Failed(Box::new(error))
             }
-            (tag, _, Ok(status)) => {
-                let lost = Lost(format!("COMMIT was answered with {tag:?}, leaving the transaction {status:?}"));
-                CommitVerdict::Unknown(transaction_id, lost)
-            }
+            (tag, _, Ok(status)) => CommitVerdict::Lost(Lost(format!(
+                "COMMIT was answered with {tag:?}, leaving the transaction {status:?}"
+            ))),
         }
     }
 
@@ -316,7 +566,7 @@ impl Connection for PooledConnection {
     async fn release(mut self: Box<Self>) {
         let reset = match self.pool.options().reset {
             ResetMode::Never => return,
-            ResetMode::Strict if self.soiled => return,
+            ResetMode::Strict if self.is_soiled() => return,
             // Until the proof is there, `self` holds the backend, and dropping it discards.
             ResetMode::Strict | ResetMode::Clean => timeout(RESET_GRACE, self.reset()).await,
         };
@@ -351,11 +601,11 @@ pub(super) fn first_row(answers: &[SimpleQueryMessage]) -> Option<&SimpleQueryRo
 }
 
 /// What a prepared statement is kept by: its text, and the types given for its parameters.
-pub(super) type StatementKey = (String, Vec<Option<String>>);
+pub(super) type StatementKey = (Arc<str>, Vec<Option<String>>);
 
 fn cache_key(statement: &Statement) -> StatementKey {
     let types = statement.parameters().iter().map(|parameter| parameter.type_name.clone());
-    (statement.sql().to_owned(), types.collect())
+    (statement.shared_sql(), types.collect())
 }
 
 /// Whether a prepared statement failed because of what it was prepared for.
@@ -380,16 +630,63 @@ impl Staleness {
 }
 
 /// Whether a statement with this result can have left nothing behind that a transaction's end does not undo. SELECT INTO
-/// and CREATE TABLE AS have the tag of a SELECT, but no columns; set_config() is a SELECT that is a SET.
+/// has the tag of a SELECT, but no columns; set_config() is a SELECT that is a SET.
 fn leaves_no_trace(statement: &Statement, result: &ResultSet) -> bool {
-    if statement.sql().to_ascii_lowercase().contains("set_config") {
+    if statement.mentions("set_config") {
         return false;
     }
     match result.command_tag.split(' ').next() {
-        Some("SELECT") => !result.columns.is_empty(),
+        Some("SELECT") => statement.kind() == Kind::Query && !result.columns.is_empty(),
         Some("INSERT" | "UPDATE" | "DELETE" | "MERGE") => true,
         _ => false,
     }
+}
+
+/// The same, as far as it can be told before there is a result, and rather yes than no.
+fn may_soil(statement: &Statement, prepared: &Prepared) -> bool {
+    match statement.kind() {
+        Kind::Change => false,
+        Kind::Query => prepared.columns().is_empty() || statement.mentions("set_config"),
+        Kind::Other => true,
+    }
+}
+
+/// Whether statements are prepared anew, whatever is in the cache.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fresh {
+    Yes,
+    No,
+}
+
+/// Why a result was not read to its end.
+enum Unread {
+    /// PostgreSQL failed the statement, or the connection is lost.
+    Failed(DriverError),
+    /// It is more, or other, than can be returned.
+    GivenUp(Error),
+}
+
+/// Reads all answers, whatever they are.
+async fn drain(rows: Option<Pin<Box<RowStream>>>, rest: VecDeque<Sent<'_>>) {
+    let read = async |mut rows: Pin<Box<RowStream>>| while let Some(Ok(_)) = rows.next().await {};
+    if let Some(rows) = rows {
+        read(rows).await;
+    }
+    for sent in rest {
+        if let Ok(rows) = answer(sent.rows).await {
+            read(Box::pin(rows)).await;
+        }
+    }
+}
+
+/// A name as SQL writes it.
+fn quoted_identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text as SQL writes it, whatever standard_conforming_strings says.
+fn quoted_literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }
 
 /// The engine's own timeouts, which a transaction's may tighten but not loosen.
@@ -400,7 +697,16 @@ pub(super) struct Nets {
 }
 
 fn begin_sql(options: &TransactionOptions, nets: &Nets) -> String {
-    let TransactionOptions { isolation_level, read_only, deferrable, lock_timeout, statement_net, idle_net } = options;
+    let TransactionOptions {
+        isolation_level,
+        read_only,
+        deferrable,
+        lock_timeout,
+        role,
+        settings,
+        statement_net,
+        idle_net,
+    } = options;
     let mut sql = String::from("BEGIN");
     if let Some(level) = isolation_level {
         sql.push_str(match level {
@@ -421,6 +727,14 @@ fn begin_sql(options: &TransactionOptions, nets: &Nets) -> String {
         if let Some(value) = value.filter(|value| net.is_none_or(|net| **value < net)) {
             write!(sql, "; SET LOCAL {name} = {}", value.as_millis()).expect("a String takes everything");
         }
+    }
+    // The settings first: the role may not be allowed to set them.
+    for (name, value) in settings {
+        let (name, value) = (quoted_literal(name), quoted_literal(value));
+        write!(sql, "; SELECT pg_catalog.set_config({name}, {value}, true)").expect("a String takes everything");
+    }
+    if let Some(role) = role {
+        write!(sql, "; SET LOCAL ROLE {}", quoted_identifier(role)).expect("a String takes everything");
     }
     sql
 }
@@ -458,6 +772,7 @@ fn check_columns(prepared: &Prepared) -> Result<(), Error> {
 struct Budget {
     rows: u64,
     bytes: usize,
+    notices: usize,
     limits: ResultLimits,
 }
 

@@ -8,14 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connection::PooledConnection;
 use super::opener::{OpenError, TOO_MANY_CONNECTIONS};
 use super::options::{self, ConnectOptions};
+use super::outcome;
 use super::pool::Pool;
 pub use super::pool::{PoolOptions, ResetMode};
+use crate::broker::commit::{ClusterXid, Resolution};
 use crate::broker::connect::ConnectOverrides;
 use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo};
 use crate::broker::error::Error;
@@ -50,6 +52,10 @@ impl PostgresEngine {
 
 #[async_trait]
 impl Engine for PostgresEngine {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
     fn info(&self) -> EngineInfo {
         let connect = self.pool.connect_options();
         EngineInfo {
@@ -76,6 +82,29 @@ impl Engine for PostgresEngine {
             .unwrap_or_else(PoisonError::into_inner)
             .clone_from(&checked_out.backend().server_version);
         Ok(Box::new(PooledConnection::new(checked_out, self.pool.clone())))
+    }
+
+    async fn resolve(
+        &self,
+        principal: &Principal,
+        transaction: &ClusterXid,
+        orphan: Option<i32>,
+    ) -> Result<Resolution, CheckoutError> {
+        let checked_out = self.pool.checkout(principal, &Arc::default()).await?;
+        let connection = Box::new(PooledConnection::new(checked_out, self.pool.clone()));
+        let bound = self.pool.connect_options().connect_timeout;
+        let asked = timeout(bound, outcome::resolve(&connection.backend().client, transaction, orphan)).await;
+        match asked {
+            Ok(Ok(resolution)) => {
+                connection.release().await;
+                Ok(resolution)
+            }
+            Ok(Err(error)) => Err(CheckoutError::Unreachable(error.to_string())),
+            Err(_) => {
+                let bound = humantime::format_duration(bound);
+                Err(CheckoutError::Unreachable(format!("the server did not say within {bound}")))
+            }
+        }
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {

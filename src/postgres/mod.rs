@@ -14,6 +14,7 @@ mod wire;
 mod cancel;
 mod connection;
 mod opener;
+mod outcome;
 mod pool;
 
 pub mod engine;

@@ -26,8 +26,9 @@ use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
 use super::pool::{PoolOptions, jittered};
-use super::tls;
 use super::wire::{Watched, WatchedTls, Wire};
+use super::{outcome, tls};
+use crate::broker::commit::Cluster;
 use crate::broker::engine::CheckoutError;
 use crate::broker::error::PgError;
 use crate::random::random;
@@ -78,6 +79,8 @@ pub(super) struct Backend {
     pub(super) pid: i32,
     pub(super) nets: Nets,
     pub(super) server_version: String,
+    /// Where its transactions' ids mean something.
+    pub(super) cluster: Option<Cluster>,
     /// The statements prepared on it, by their text and the types given for their parameters.
     pub(super) statements: Mutex<LruCache<StatementKey, Prepared>>,
     standing: Standing,
@@ -211,7 +214,7 @@ impl Opener {
         let mut starting = None;
         for (host, hosts_left) in hosts.iter().zip((1..=u32::try_from(hosts.len()).unwrap_or(u32::MAX)).rev()) {
             let share = until.saturating_duration_since(Instant::now()) / hosts_left;
-            let cause = match timeout(share, self.open_at(host)).await {
+            let cause = match timeout(share, self.identified(host)).await {
                 Ok(Ok(backend)) if backend.standing.suits(attrs) => return Ok(backend),
                 Ok(Ok(backend)) => format!("is not {}: {:?}", attrs.word(), backend.standing),
                 Ok(Err(OpenError::Refused(error))) if error.sqlstate == CANNOT_CONNECT_NOW => {
@@ -230,6 +233,13 @@ impl Opener {
         }
         // One that starts up may be there in a moment, which is worth more to know than what the others said.
         Err(starting.map_or_else(|| OpenError::Failed(failures.join("; ")), OpenError::Refused))
+    }
+
+    /// Opens a connection, and asks once where its transactions' ids mean something.
+    async fn identified(&self, host: &Host) -> Result<Backend, OpenError> {
+        let mut backend = self.open_at(host).await?;
+        backend.cluster = outcome::cluster(&backend.client).await;
+        Ok(backend)
     }
 
     async fn open_at(&self, host: &Host) -> Result<Backend, OpenError> {
@@ -277,6 +287,7 @@ impl Opener {
         let now = Instant::now();
         Ok(Backend {
             client,
+            cluster: None,
             wire,
             address,
             tls,

@@ -4,6 +4,7 @@
 //! Knows message headers, never their meaning to the driver. Invariant: the watcher sees every byte before the driver
 //! does, so once the driver has answered, [`Wire`] knows at least as much.
 
+use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,12 +14,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 
+use super::connection::PIPELINE_MAX;
 use crate::broker::engine::{Lost, TransactionStatus};
 use crate::broker::error::PgError;
 use crate::broker::statement::NOTICES_MAX;
 
-/// The most tags kept between two looks: an Execute brings one, a commit two.
-const TAGS_MAX: usize = 8;
+/// The most tags kept between two looks: a pipeline of statements brings one each.
+const TAGS_MAX: usize = 2 * PIPELINE_MAX;
 
 /// What has been seen on one connection.
 #[derive(Debug)]
@@ -33,7 +35,7 @@ struct Seen {
     /// Requests sent that end with a ReadyForQuery not yet received.
     owed: u32,
     status: TransactionStatus,
-    tags: Vec<String>,
+    tags: VecDeque<String>,
     notices: Vec<PgError>,
     backend_pid: Option<i32>,
     /// Prepared statements the server has confirmed, less those it has closed.
@@ -47,7 +49,7 @@ impl Wire {
         let seen = Seen {
             owed: 1,
             status: TransactionStatus::Idle,
-            tags: Vec::new(),
+            tags: VecDeque::new(),
             notices: Vec::new(),
             backend_pid: None,
             prepared: 0,
@@ -66,9 +68,9 @@ impl Wire {
         self.lock().tags.clear();
     }
 
-    /// The last command tag since [`Self::forget_tags`].
-    pub(super) fn last_tag(&self) -> Option<String> {
-        self.lock().tags.last().cloned()
+    /// The next command tag since [`Self::forget_tags`], in the order of the requests.
+    pub(super) fn next_tag(&self) -> Option<String> {
+        self.lock().tags.pop_front()
     }
 
     /// The notices since [`Self::forget_notices`].
@@ -148,7 +150,7 @@ impl Wire {
                 let mut seen = self.lock();
                 if seen.tags.len() < TAGS_MAX {
                     let text = body.split(|&byte| byte == 0).next().unwrap_or_default();
-                    seen.tags.push(String::from_utf8_lossy(text).into_owned());
+                    seen.tags.push_back(String::from_utf8_lossy(text).into_owned());
                 }
             }
             (b'Z', [status]) => {
@@ -337,7 +339,7 @@ mod tests {
         wire.received(b'Z', b"T");
         wire.received(b'Z', b"E");
         assert_eq!(wire.settled().await, Ok(TransactionStatus::Failed));
-        assert_eq!(wire.last_tag().as_deref(), Some("BEGIN"));
+        assert_eq!(wire.next_tag().as_deref(), Some("BEGIN"));
     }
 
     #[tokio::test]
