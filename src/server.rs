@@ -18,7 +18,7 @@ use tracing::{info, warn};
 use crate::broker::Broker;
 use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
-use crate::config::Config;
+use crate::config::{Config, EngineConfig};
 use crate::grpc::transport::{self, Readiness};
 use crate::postgres::engine::PostgresEngine;
 use crate::random::random;
@@ -53,7 +53,9 @@ impl Server {
         let engines: BTreeMap<String, Arc<dyn Engine>> = engines
             .into_iter()
             .map(|(name, engine)| {
-                let made = PostgresEngine::new(name.clone(), engine.connect, engine.pool, engine.overridable);
+                let EngineConfig { connect, pool, overridable, idempotency_table } = engine;
+                let table = idempotency_table.as_ref();
+                let made = PostgresEngine::new(name.clone(), connect, pool, overridable, table);
                 (name, Arc::new(made) as Arc<dyn Engine>)
             })
             .collect();

@@ -197,16 +197,23 @@ async fn parameters_that_do_not_fit_their_statement_are_found_where_they_are() {
     let sql = "UPDATE accounts SET balance = 7 WHERE id = $1";
     for commit in [false, true] {
         for (bad, field, set) in [
-            (with(sql, vec![int(1), int(2)]), "parameters", None),
-            (with(sql, vec![Kind::BoolValue(true)]), "parameters[0].value", None),
-            (sets(sql, [vec![int(1)], vec![]]), "parameters", Some("1")),
-            (sets(sql, [vec![int(1)], vec![int(1 << 40)]]), "parameters[0].value", Some("1")),
+            (with(sql, vec![int(1), int(2)]), "statements[1].parameters", None),
+            (with(sql, vec![Kind::BoolValue(true)]), "statements[1].parameters[0].value", None),
+            (sets(sql, [vec![int(1)], vec![]]), "statements[1].parameter_sets[1].parameters", Some("1")),
+            (
+                sets(sql, [vec![int(1)], vec![int(1 << 40)]]),
+                "statements[1].parameter_sets[1].parameters[0].value",
+                Some("1"),
+            ),
         ] {
             let statements = vec![with(sql, vec![int(2)]), bad, one("SELECT nextval('after')")];
             let request = pb::ExecuteBatchRequest { commit, ..batch(statements) };
             let failure = session.execute_batch(request).await.unwrap_err();
             assert_eq!((failure.code, failure.reason.as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
             assert_eq!((failure.field.as_deref(), place(&failure)), (Some(field), (Some("1"), set)), "{failure:?}");
+            // A statement had run before it: half of a batch cannot be committed.
+            let state = if commit { TransactionState::None } else { TransactionState::Failed };
+            assert_eq!(failure.transaction_state(), state);
             session.rollback().await.unwrap();
             assert_eq!((database.balances().as_str(), was_drawn(&database, "after")), ("100 100", false));
         }

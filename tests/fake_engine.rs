@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use session_broker::broker::commit::{Cluster, ClusterXid, Resolution};
 use session_broker::broker::connect::ConnectOverrides;
 use session_broker::broker::engine::{
-    Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, Lost, PoolStatistics, StatementError,
-    Stopped, TransactionOptions, TransactionStatus, Work,
+    Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, IdempotencyTable, Lost, PoolStatistics,
+    StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use session_broker::broker::error::{Error, PgError};
 use session_broker::broker::principal::Principal;
@@ -111,6 +111,10 @@ impl FakeEngine {
 impl Engine for FakeEngine {
     fn name(&self) -> &'static str {
         "fake"
+    }
+
+    fn idempotency_table(&self) -> Option<&IdempotencyTable> {
+        None
     }
 
     fn info(&self) -> EngineInfo {

@@ -37,7 +37,7 @@ pub(crate) fn begin(broker: &Broker, ttl: Duration) -> Arc<Session> {
 pub(crate) fn call(commit: bool) -> ExecuteCall {
     let statement = Statement::new("SELECT 1".into(), Vec::new()).unwrap();
     ExecuteCall {
-        statements: vec![statement],
+        statements: [statement].into(),
         commit,
         transaction: None,
         numbered: None,
@@ -58,7 +58,7 @@ async fn calls_on_one_session_run_one_at_a_time_in_arrival_order() {
         let statement = Statement::new(sql.clone(), Vec::new()).unwrap();
         let session = session.clone();
         calls.spawn(async move {
-            session.execute(ExecuteCall { statements: vec![statement], ..call(false) }).await.unwrap()
+            session.execute(ExecuteCall { statements: [statement].into(), ..call(false) }).await.unwrap()
         });
         // It has arrived when it has run up to its turn.
         settle().await;

@@ -1,6 +1,7 @@
-//! Commits whose answer is lost, between PostgreSQL and the broker or with the broker itself: nobody is told what is not
-//! so, and whoever has the commit token hears the truth from any broker.
+//! Commits whose answer is lost, between PostgreSQL and the broker or with the broker itself: nobody is told what is
+//! not so, and whoever has the commit token hears the truth from any broker.
 
+use std::process::Command;
 use std::time::Duration;
 
 use session_broker::grpc::pb;
@@ -8,7 +9,9 @@ use tonic::{Code, Status};
 
 use crate::command_line::Program;
 use crate::proxy::{AtCommit, Proxy};
-use crate::support::{Broker, Database, Failure, Server, Session, first_row, int, millis, seconds, text};
+use crate::support::{
+    Broker, Database, Failure, Server, Session, Standby, first_row, int, millis, seconds, text, wait_until,
+};
 use pb::{EndReason, Outcome, TransactionState, UnknownReason, retry_advice::Scope};
 
 const UPDATE: &str = "UPDATE accounts SET balance = 7 WHERE id = 1";
@@ -137,6 +140,76 @@ async fn a_lost_commit_of_a_transaction_that_only_read_has_lost_nothing() {
         }
         lost.session.execute_and_commit(UPDATE).await.unwrap();
         assert_eq!(lost.database.balances(), "7 100");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_that_waits_for_a_lost_commit_is_ended_and_its_locks_are_freed() {
+    let lost = Lost::start().await;
+    write(&lost.session).await;
+    lost.proxy.at_next_commit(AtCommit::Strand);
+    let failed = lost.session.commit().await.unwrap_err();
+    assert_eq!((failed.code, failed.reason.as_str()), (Code::Aborted, "COMMIT_ROLLED_BACK"), "{failed:?}");
+    assert_eq!((lost.database.balances().as_str(), lost.database.open_transactions().as_str()), ("100 100", "0"));
+    lost.session.execute_and_commit(UPDATE).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_commit_that_may_have_notified_is_unknown() {
+    let lost = Lost::start().await;
+    lost.session.execute("SELECT pg_notify('news', 'x')").await.unwrap();
+    lost.proxy.at_next_commit(AtCommit::CutBefore);
+    let failed = lost.session.commit().await.unwrap_err();
+    assert_eq!((failed.code, failed.reason.as_str()), (Code::Unknown, "COMMIT_UNKNOWN"), "{failed:?}");
+    assert_eq!(failed.commit.unwrap().commit_token, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_whose_commit_was_lost_says_what_became_of_it() {
+    let database = Database::create();
+    let proxy = Proxy::start(&database.url(), Duration::ZERO).await;
+    let broker = Broker::start_at(&proxy.url, "", "").await;
+    let statements = vec![pb::RunStatement {
+        sql: "UPDATE accounts SET balance = balance + 1 WHERE id = 1".into(),
+        ..Default::default()
+    }];
+    for key in ["", "k"] {
+        let run = pb::RunRequest { statements: statements.clone(), idempotency_key: key.into(), ..Default::default() };
+        proxy.at_next_commit(AtCommit::CutBefore);
+        let failed = broker.run(run.clone()).await.unwrap_err();
+        assert_eq!((failed.code, failed.reason.as_str()), (Code::Aborted, "COMMIT_ROLLED_BACK"), "{failed:?}");
+        proxy.at_next_commit(AtCommit::CutAfter);
+        let ran = broker.run(run).await.unwrap();
+        assert_eq!((ran.commit.unwrap().outcome(), ran.replayed), (Outcome::Committed, false));
+    }
+    assert_eq!(database.balances(), "102 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_whose_run_was_unknown_is_asked_about_and_not_run_again() {
+    for (cut, balances) in [(AtCommit::CutAfter, "101 100"), (AtCommit::CutBefore, "101 100")] {
+        let database = Database::create();
+        let proxy = Proxy::start(&database.url(), Duration::ZERO).await;
+        let broker = Broker::start_at(&proxy.url, "", "").await;
+        let sql = "UPDATE accounts SET balance = balance + 1 WHERE id = 1".to_owned();
+        let statements = vec![pb::RunStatement { sql, ..Default::default() }];
+        let run = pb::RunRequest { statements, idempotency_key: "k".into(), ..Default::default() };
+        // The one connection there is goes with the commit.
+        broker.session().await.execute_and_commit("SELECT 1").await.unwrap();
+        proxy.refuse();
+        proxy.at_next_commit(cut);
+        let mut request = tonic::Request::new(run.clone());
+        request.set_timeout(Duration::from_secs(2));
+        let unknown = Failure::from(broker.transactions().run(request).await.unwrap_err());
+        assert_eq!((unknown.code, unknown.reason.as_str()), (Code::Unknown, "COMMIT_UNKNOWN"), "{unknown:?}");
+        proxy.admit();
+        let mut again = broker.run(run.clone()).await;
+        while again.as_ref().is_err_and(|failure| failure.reason == "COMMIT_UNKNOWN") {
+            // The last failed login is still fresh.
+            again = broker.run(run.clone()).await;
+        }
+        assert_eq!(again.unwrap().replayed, cut == AtCommit::CutAfter);
+        assert_eq!(database.balances(), balances, "{cut:?}");
     }
 }
 
@@ -387,4 +460,77 @@ async fn a_transaction_of_a_dropped_database_is_unknown_and_says_why() {
     other.psql(&format!("DROP DATABASE {} WITH (FORCE)", dropped.name));
     let answer = Broker::start(&other).await.resolve(&token).await.unwrap();
     assert_eq!((answer.outcome(), answer.unknown_reason()), (Outcome::Unknown, UnknownReason::DatabaseDropped));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_before_a_failover_is_unknown_and_says_why() {
+    let primary = Server::start();
+    let broker = Broker::start_at(&primary.postgres.url("sample"), "", "").await;
+    let session = broker.session().await;
+    let (_, token) = write(&session).await;
+    assert_eq!(session.commit().await.unwrap().outcome(), Outcome::Committed);
+    let standby = Standby::start(&primary);
+    let url = primary.postgres.url("sample").replace(&primary.port, &standby.port);
+    let other = Broker::start_at(&url, "", "").await;
+    let asked = async || {
+        let answer = other.resolve(&token).await.unwrap();
+        assert_eq!(answer.outcome(), Outcome::Unknown);
+        answer.unknown_reason()
+    };
+    assert_eq!(asked().await, UnknownReason::InRecovery);
+    assert_eq!(standby.psql("SELECT pg_promote()"), "t");
+    assert_eq!(asked().await, UnknownReason::OtherTimeline);
+}
+
+/// Kills a backend the hard way, upon which PostgreSQL ends all others and recovers from what is on the disk.
+fn crash(server: &Server) {
+    let pid = server.psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'");
+    assert!(Command::new("kill").args(["-KILL", &pid]).status().unwrap().success());
+    wait_until(|| {
+        server
+            .try_psql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'background writer'")
+            .is_some_and(|other| other != pid)
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_crash_no_id_that_was_given_out_again_is_taken_for_a_commit() {
+    for (tracks, kept, lost) in
+        [("off", Outcome::Unknown, Outcome::Unknown), ("on", Outcome::Committed, Outcome::RolledBack)]
+    {
+        let mut server = Server::start();
+        server.psql(&format!("ALTER SYSTEM SET track_commit_timestamp = {tracks}"));
+        server.postgres.restart().unwrap();
+        let broker = Broker::start_at(&server.postgres.url("sample"), "", "").await;
+        let session = broker.session().await;
+        let (_, durable) = write(&session).await;
+        assert_eq!(session.commit().await.unwrap().outcome(), Outcome::Committed);
+        server.psql("CHECKPOINT");
+        // Nothing of this one reaches the disk.
+        let (id, volatile) = write(&session).await;
+        crash(&server);
+        let another_with_the_same_id = server.psql("SELECT pg_current_xact_id()");
+        assert_eq!(another_with_the_same_id, id.to_string());
+        assert_eq!(server.psql(&format!("SELECT pg_xact_status('{id}')")), "committed");
+        for (token, expected) in [(&durable, kept), (&volatile, lost)] {
+            let answer = resolved(&broker, token).await;
+            assert_eq!(answer.outcome(), expected, "{tracks}");
+            let reason =
+                if expected == Outcome::Unknown { UnknownReason::ServerCrashed } else { UnknownReason::Unspecified };
+            assert_eq!(answer.unknown_reason(), reason);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clean_restart_of_the_server_takes_no_outcome_away() {
+    let mut server = Server::start();
+    let broker = Broker::start_at(&server.postgres.url("sample"), "", "").await;
+    let session = broker.session().await;
+    let (_, token) = write(&session).await;
+    assert_eq!(session.commit().await.unwrap().outcome(), Outcome::Committed);
+    let (_, open) = write(&session).await;
+    server.postgres.restart().unwrap();
+    assert_eq!(resolved(&broker, &token).await.outcome(), Outcome::Committed);
+    assert_eq!(resolved(&broker, &open).await.outcome(), Outcome::RolledBack);
 }

@@ -15,6 +15,7 @@ mod sessions;
 
 mod batches;
 mod repeats;
+mod run;
 mod savepoints;
 mod transactions;
 
@@ -30,6 +31,7 @@ mod pool;
 mod weather;
 
 mod backends;
+mod ledger;
 mod lost_answers;
 
 mod command_line;

@@ -105,7 +105,7 @@ async fn one_principal_gets_its_share_and_leaves_the_rest_to_others() {
     ];
     let config = Config::load(None, environment.map(|(name, value)| (name.to_owned(), value))).unwrap();
     let engine = config.engines["main"].clone();
-    let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new());
+    let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
     let own = Arc::new(ConnectOverrides::default());
     let (greedy, other) = (Principal::new("greedy"), Principal::new("other"));
     // 40 % of five.

@@ -24,6 +24,8 @@ pub(crate) enum AtCommit {
     CutAfter,
     /// COMMIT is passed on, and nothing that comes back; the link stays.
     Withhold,
+    /// It is cut on the caller's side: PostgreSQL waits for a COMMIT that never comes.
+    Strand,
 }
 
 /// A proxy that passes what it is given, a little later.
@@ -84,6 +86,11 @@ impl Proxy {
         self.shared.refuses.store(true, Ordering::SeqCst);
     }
 
+    /// From now on, new links pass again.
+    pub(crate) fn admit(&self) {
+        self.shared.refuses.store(false, Ordering::SeqCst);
+    }
+
     /// What happens at the next COMMIT, on whichever link it comes. All others pass.
     pub(crate) fn at_next_commit(&self, what: AtCommit) {
         *self.shared.at_next_commit.lock().unwrap() = Some(what);
@@ -136,6 +143,11 @@ async fn link(caller: TcpStream, server: TcpStream, shared: Arc<Shared>, mut sil
             drop(to_server);
             discard(&mut from_server).await;
         }
+        Some(AtCommit::Strand) => {
+            drop((from_caller, to_caller));
+            discard(&mut from_server).await;
+            drop(to_server);
+        }
         Some(AtCommit::Withhold) => tokio::select! {
             () = discard(&mut from_server) => {}
             () = discard(&mut from_caller) => {}
@@ -149,7 +161,7 @@ async fn ask(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf, shared: &Shared)
     while let Ok(count @ 1..) = from.read(&mut piece).await {
         let asked = &piece[..count];
         let at_commit = shared.at_commit(asked);
-        if at_commit == Some(AtCommit::CutBefore) {
+        if matches!(at_commit, Some(AtCommit::CutBefore | AtCommit::Strand)) {
             return at_commit;
         }
         shared.pause().await;

@@ -317,7 +317,9 @@ async fn a_request_id_used_with_a_different_request_is_refused() {
         refused(&begin_failure(&broker, different).await, "request_id");
     }
     session.execute("SELECT 1").await.unwrap();
-    refused(&begin_failure(&broker, begin(&"x".repeat(129))).await, "request_id");
+    for request_id in ["nul\0", &"x".repeat(129)] {
+        refused(&begin_failure(&broker, begin(request_id)).await, "request_id");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

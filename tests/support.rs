@@ -222,6 +222,14 @@ impl Server {
         psql(&self.postgres.admin_url("sample"), sql)
     }
 
+    /// The same, while the server may not be there.
+    pub(crate) fn try_psql(&self, sql: &str) -> Option<String> {
+        let url = self.postgres.admin_url("sample");
+        let output = Command::new("psql").args(["-XAtq", "-c", sql, &url]).output().unwrap();
+        let answer = String::from_utf8(output.stdout).unwrap();
+        output.status.success().then(|| answer.trim_end().to_owned())
+    }
+
     /// Turns TLS on with this certificate and key, asking callers for one by this authority.
     pub(crate) fn encrypt(&self, certificate: &str, key: &str, authority: &str) {
         let data = self.postgres.directory().join("data");

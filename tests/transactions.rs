@@ -51,7 +51,7 @@ async fn whatever_begins_a_transaction_can_say_how() {
     let expected = ["repeatable read", "on", "off"].map(text);
     let request = pb::ExecuteBatchRequest { transaction_options: Some(options), ..batch(vec![one(SHOWN)]) };
     let batched = session.execute_batch(request).await.unwrap();
-    assert_eq!(kinds(&batched.results[0]), [expected.clone()]);
+    assert_eq!(kinds(&batched.results[0]), std::slice::from_ref(&expected));
     session.commit().await.unwrap();
     session.client.clone().create_savepoint(savepoint(&session, options)).await.unwrap();
     assert_eq!(first_row(&session.execute(SHOWN).await.unwrap()), expected);

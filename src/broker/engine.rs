@@ -24,6 +24,9 @@ pub trait Engine: Debug + Send + Sync {
     /// What is behind the engine.
     fn info(&self) -> EngineInfo;
 
+    /// Where idempotency keys are kept, if there is a table for them.
+    fn idempotency_table(&self) -> Option<&IdempotencyTable>;
+
     /// Says what is wrong with options that a caller asks for.
     ///
     /// # Errors
@@ -58,6 +61,17 @@ pub trait Engine: Debug + Send + Sync {
     /// # Cancel safety
     /// Dropping the future leaves the pool whole.
     async fn probe(&self) -> Result<(), CheckoutError>;
+}
+
+/// What keeps idempotency keys in the database.
+#[derive(Debug, Clone)]
+pub struct IdempotencyTable {
+    /// Given principal, key and fingerprint, counts one row when the key was free.
+    pub claim: Statement,
+    /// Given principal and key, returns fingerprint, answer, and xid8 as text.
+    pub read: Statement,
+    /// Given principal, key and answer, keeps the answer.
+    pub keep: Statement,
 }
 
 /// What [`Engine::info`] tells.
@@ -219,7 +233,7 @@ pub enum TransactionStatus {
 #[derive(Debug, Clone)]
 pub enum Work {
     /// Runs statements, in order, until one fails.
-    Statements(Vec<Statement>),
+    Statements(Arc<[Statement]>),
     /// Acts on a savepoint.
     Savepoint(SavepointAction, SavepointName),
 }

@@ -19,6 +19,9 @@ pub mod connect;
 pub mod engine;
 pub mod session;
 
+mod idempotency;
+pub mod run;
+
 mod lease;
 mod reaper;
 mod registry;
@@ -34,16 +37,18 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
 
+pub use idempotency::Fingerprint;
 pub use transaction::Verdict;
 
 use commit::{CommitTokens, Resolution};
 use connect::ConnectOverrides;
 use engine::{Engine, IsolationLevel, TransactionOptions};
 use error::{EndReason, Error};
+use idempotency::Outcomes;
 use principal::Principal;
 use profile::{Limits, Profile};
 use registry::Registry;
-use session::{Kind, Session, SessionOptions};
+use session::{Life, Session, SessionOptions};
 use token::{SessionId, SessionToken};
 
 /// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
@@ -79,6 +84,7 @@ struct Shared {
     /// To the reaper, which lives as long as the broker.
     reaper: mpsc::UnboundedSender<reaper::Order>,
     commit_tokens: CommitTokens,
+    outcomes: Outcomes,
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
@@ -137,18 +143,7 @@ pub struct Repeatable {
     /// The caller's name for it.
     pub id: String,
     /// Differs when the request does.
-    pub fingerprint: u64,
-}
-
-impl Repeatable {
-    /// # Errors
-    /// [`Error::Invalid`] for that field.
-    fn check(&self, field: &str) -> Result<(), Error> {
-        if self.id.len() > REQUEST_ID_BYTES_MAX || self.id.contains('\0') {
-            return Err(Error::invalid(field, format!("must be up to {REQUEST_ID_BYTES_MAX} bytes without NUL")));
-        }
-        Ok(())
-    }
+    pub fingerprint: Fingerprint,
 }
 
 /// A session as granted.
@@ -179,6 +174,7 @@ impl Broker {
             registry: Registry::new(limits),
             reaper: orders,
             commit_tokens,
+            outcomes: Outcomes::default(),
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
         });
@@ -193,33 +189,15 @@ impl Broker {
     /// # Errors
     /// [`Error::Invalid`], [`Error::Exhausted`] at the maximum of sessions, [`Error::Draining`].
     pub fn begin_session(&self, principal: &Principal, request: BeginSession) -> Result<Granted, Error> {
-        if self.shared.is_draining() {
-            return Err(Error::Draining);
-        }
-        let engine = self.engine(&request.engine)?;
-        let lease_ttl = self.lease_ttl(request.lease_ttl)?;
-        engine.check(&request.connect)?;
-        let options = self.session_options(&request)?;
-        check_labels(&request.labels)?;
         if let Some(repeatable) = &request.repeatable {
-            repeatable.check("request_id")?;
+            check_name("request_id", &repeatable.id)?;
         }
-        let token = SessionToken::generate(&self.owner);
-        let session = Arc::new(Session::new(
-            Kind::Leased,
-            token,
-            principal.clone(),
-            engine.clone(),
-            self.profile.clone(),
-            options,
-            request.labels,
-            lease_ttl,
-            self.shared.clone(),
-        ));
+        let session = self.open(Life::Leased, principal, &request)?;
         let known = self.shared.registry.insert(session.clone(), request.repeatable)?;
         if !Arc::ptr_eq(&known, &session) {
             return Ok(Granted { lease_ttl: known.lease_ttl(), session: known });
         }
+        let lease_ttl = session.lease_ttl();
         self.shared.watch(&session);
         // A drain that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {
@@ -227,9 +205,32 @@ impl Broker {
             return Err(Error::Draining);
         }
         info!(
-            session.id = %session.id(), %principal, engine = %engine.name(), lease.ttl = ?lease_ttl, "session began"
+            session.id = %session.id(), %principal, engine = %session.engine().name(), lease.ttl = ?lease_ttl, "session began"
         );
         Ok(Granted { session, lease_ttl })
+    }
+
+    /// A session as asked for, not yet known to anybody.
+    fn open(&self, life: Life, principal: &Principal, request: &BeginSession) -> Result<Arc<Session>, Error> {
+        if self.shared.is_draining() {
+            return Err(Error::Draining);
+        }
+        let engine = self.engine(&request.engine)?;
+        let lease_ttl = self.lease_ttl(request.lease_ttl)?;
+        engine.check(&request.connect)?;
+        let options = self.session_options(request)?;
+        check_labels(&request.labels)?;
+        Ok(Arc::new(Session::new(
+            life,
+            SessionToken::generate(&self.owner),
+            principal.clone(),
+            engine.clone(),
+            self.profile.clone(),
+            options,
+            request.labels.clone(),
+            lease_ttl,
+            self.shared.clone(),
+        )))
     }
 
     /// The session a token opens, live or ended: every call on it says which.
@@ -367,6 +368,14 @@ fn within(field: &str, asked: Option<Duration>, max: Duration) -> Result<Option<
         }
         asked => Ok(asked),
     }
+}
+
+/// Says what is wrong with a caller's name for a request that it may repeat.
+fn check_name(field: &str, name: &str) -> Result<(), Error> {
+    if name.len() > REQUEST_ID_BYTES_MAX || name.contains('\0') {
+        return Err(Error::invalid(field, format!("must be up to {REQUEST_ID_BYTES_MAX} bytes without NUL")));
+    }
+    Ok(())
 }
 
 fn check_role(role: Option<&str>, allowed: &BTreeSet<String>) -> Result<(), Error> {

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::time::Instant;
 
-use super::Repeatable;
 use super::error::{Error, Exhausted};
 use super::principal::Principal;
 use super::profile::Limits;
 use super::session::Session;
 use super::token::SessionId;
+use super::{Fingerprint, Repeatable};
 
 /// Session id to session.
 #[derive(Debug)]
@@ -35,7 +35,7 @@ struct Entries {
 struct Known {
     session: Arc<Session>,
     /// The request that began it, if it may be repeated, and its fingerprint.
-    request: Option<Box<(Request, u64)>>,
+    request: Option<Box<(Request, Fingerprint)>>,
 }
 
 /// A caller and its name for a request.
@@ -110,7 +110,7 @@ impl Entries {
     }
 
     /// The session that an earlier request of that name has begun, if it was the same.
-    fn begun_by(&self, request: &(Request, u64)) -> Result<Option<Arc<Session>>, Error> {
+    fn begun_by(&self, request: &(Request, Fingerprint)) -> Result<Option<Arc<Session>>, Error> {
         let known = self.requests.get(&request.0).and_then(|id| self.sessions.get(id));
         match known {
             Some(known) if known.request.as_deref() == Some(request) => Ok(Some(known.session.clone())),

@@ -13,7 +13,6 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info};
 
-use super::Shared;
 use super::commit::{ClusterXid, CommitToken, TransactionId};
 use super::connect::ConnectOverrides;
 use super::engine::{Engine, EngineInfo, IsolationLevel, SavepointAction, SavepointName, TransactionOptions, Work};
@@ -24,6 +23,7 @@ use super::profile::Profile;
 use super::statement::{ResultLimits, ResultSet, Statement};
 use super::token::{SessionId, SessionToken};
 use super::transaction::{self, Call, Command, Deadline, Verdict};
+use super::{Fingerprint, Shared};
 
 /// What a session does with every transaction it begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub(super) struct SessionOptions {
 
 /// How a session lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum Life {
     /// For a caller that comes back: its lease is watched, and its end remembered.
     Leased,
     /// For one call, which owns it.
@@ -47,7 +47,7 @@ pub(super) enum Kind {
 /// A leased session.
 #[derive(Debug)]
 pub struct Session {
-    kind: Kind,
+    life: Life,
     token: SessionToken,
     principal: Principal,
     engine: Arc<dyn Engine>,
@@ -78,7 +78,7 @@ pub struct Numbered {
     /// From 1.
     pub seq: u64,
     /// Differs when the request does.
-    pub fingerprint: u64,
+    pub fingerprint: Fingerprint,
 }
 
 /// A numbered call's answer, kept for a repeat.
@@ -184,7 +184,7 @@ pub struct TransactionChoice {
 #[derive(Debug)]
 pub struct ExecuteCall {
     /// What to run, in order.
-    pub statements: Vec<Statement>,
+    pub statements: Arc<[Statement]>,
     /// Commit when all have succeeded.
     pub commit: bool,
     /// How the transaction begins, for a call that begins it.
@@ -222,7 +222,7 @@ pub struct Committed {
 impl Session {
     #[allow(clippy::too_many_arguments, reason = "each is a part of the session, given once, in one place")]
     pub(super) fn new(
-        kind: Kind,
+        life: Life,
         token: SessionToken,
         principal: Principal,
         engine: Arc<dyn Engine>,
@@ -235,7 +235,7 @@ impl Session {
         let lease = Lease::grant(Instant::now(), lease_ttl, profile.session_age_max);
         let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None, last_numbered: None };
         Self {
-            kind,
+            life,
             token,
             principal,
             engine,
@@ -256,6 +256,11 @@ impl Session {
     /// The credential that opens it, for its caller.
     pub fn token(&self) -> &SessionToken {
         &self.token
+    }
+
+    /// The longest its transactions stay open.
+    pub(super) fn transaction_timeout(&self) -> Duration {
+        self.options.transaction_timeout
     }
 
     /// The lease granted.
@@ -489,12 +494,12 @@ impl Session {
         state.phase = Phase::Ended(reason);
         drop(state);
         // Calls that wait for a turn find the phase ended and leave.
-        match self.kind {
-            Kind::Leased => {
+        match self.life {
+            Life::Leased => {
                 self.shared.bury(self.id());
                 info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
             }
-            Kind::OneShot => self.shared.registry.forget(self.id()),
+            Life::OneShot => self.shared.registry.forget(self.id()),
         }
         reason
     }

@@ -27,7 +27,19 @@ pub const BATCH_MAX: usize = 10_000;
 pub struct Statement {
     sql: Arc<str>,
     kind: Kind,
+    may_set: bool,
+    may_notify: bool,
     parameters: Vec<Parameter>,
+    expectation: Option<Expectation>,
+}
+
+/// What must come of a statement, or its transaction is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expectation {
+    /// So many rows returned or affected.
+    Exactly(u64),
+    /// So many or more.
+    AtLeast(u64),
 }
 
 /// A parameter, `$1` first.
@@ -53,7 +65,9 @@ impl Statement {
             return Err(Error::invalid("sql", "holds a NUL character, which PostgreSQL cannot store"));
         }
         let kind = guard::check(&sql).map_err(|problem| Error::invalid("sql", problem))?;
-        Self { sql: sql.into(), kind, parameters: Vec::new() }.with(parameters)
+        let (may_set, may_notify) = (mentions(&sql, b"set_config"), mentions(&sql, b"notify"));
+        let statement = Self { sql: sql.into(), kind, may_set, may_notify, parameters: Vec::new(), expectation: None };
+        statement.with(parameters)
     }
 
     /// The same statement with other parameters.
@@ -65,7 +79,33 @@ impl Statement {
             let problem = format!("are {}, the limit is {PARAMETERS_MAX}: pass arrays", parameters.len());
             return Err(Error::invalid("parameters", problem));
         }
-        Ok(Self { sql: self.sql.clone(), kind: self.kind, parameters })
+        Ok(Self { sql: self.sql.clone(), parameters, ..*self })
+    }
+
+    /// The same statement, of which something is expected.
+    #[must_use]
+    pub fn expecting(self, expectation: Option<Expectation>) -> Self {
+        Self { expectation, ..self }
+    }
+
+    /// Says what is not as expected.
+    ///
+    /// # Errors
+    /// [`Error::ExpectationFailed`], and [`Error::Invalid`] when the statement counts no rows.
+    pub fn check(&self, result: &ResultSet) -> Result<(), Error> {
+        let count = result.row_count;
+        let expected = match self.expectation {
+            None => return Ok(()),
+            Some(_) if !result.counts() => {
+                let problem = format!("is for statements that count rows: {} counts none", result.command_tag);
+                return Err(Error::invalid("expectation", problem));
+            }
+            Some(Expectation::Exactly(expected)) if count == expected => return Ok(()),
+            Some(Expectation::AtLeast(expected)) if count >= expected => return Ok(()),
+            Some(Expectation::Exactly(expected)) => format!("exactly {expected}"),
+            Some(Expectation::AtLeast(expected)) => format!("at least {expected}"),
+        };
+        Err(Error::ExpectationFailed { count, expected })
     }
 
     /// What its leading word says of it.
@@ -73,9 +113,14 @@ impl Statement {
         self.kind
     }
 
-    /// Whether its text names this function or command, in lower case; it may do so in passing.
-    pub fn mentions(&self, name: &str) -> bool {
-        self.sql.as_bytes().windows(name.len()).any(|text| text.eq_ignore_ascii_case(name.as_bytes()))
+    /// Whether its text names set_config, a SELECT that is a SET.
+    pub fn may_set(&self) -> bool {
+        self.may_set
+    }
+
+    /// Whether its text names NOTIFY or pg_notify.
+    pub fn may_notify(&self) -> bool {
+        self.may_notify
     }
 
     /// The SQL text.
@@ -98,6 +143,11 @@ impl Statement {
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters
     }
+}
+
+/// Whether a text holds a word, given in lower case; it may do so in passing.
+fn mentions(sql: &str, word: &[u8]) -> bool {
+    sql.as_bytes().windows(word.len()).any(|text| text[0] | 0x20 == word[0] && text.eq_ignore_ascii_case(word))
 }
 
 /// How large a result may be.
@@ -127,6 +177,11 @@ pub struct ResultSet {
 }
 
 impl ResultSet {
+    /// Whether its statement counts rows: then its tag ends with the number.
+    fn counts(&self) -> bool {
+        self.command_tag.ends_with(|c: char| c.is_ascii_digit())
+    }
+
     /// About how many bytes it takes to keep.
     pub(super) fn kept_bytes(&self) -> usize {
         /// A value, a column or a notice, without its text.

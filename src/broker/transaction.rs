@@ -355,7 +355,7 @@ impl Transaction {
             // Nothing ran: the transaction stands as before the call, which may be not at all.
             StatementError::Refused(error) if begin.is_some() => {
                 let end = if self.connection.status() == TransactionStatus::Idle { End::Over } else { End::Open };
-                call.refuse(Progress::Over(None), error, index);
+                call.refuse(Progress::Over(None), told(error, interruption.as_ref(), deadline), index);
                 Some(end)
             }
             StatementError::Refused(error) => {
@@ -366,11 +366,7 @@ impl Transaction {
             StatementError::GivenUp(error) => self.fail(error, index, commit, call).await,
             StatementError::StalePlan(error) => self.fail(Error::StalePlan(error), index, commit, call).await,
             StatementError::Failed(error) => {
-                let error = match interruption {
-                    Some(Interruption::Deadline) if error.sqlstate == QUERY_CANCELED => deadline.exceeded(),
-                    Some(Interruption::CallerLeft) if error.sqlstate == QUERY_CANCELED => Error::CallerLeft,
-                    _ => Error::Database(error),
-                };
+                let error = told(Error::Database(error), interruption.as_ref(), deadline);
                 self.fail(error, index, commit, call).await
             }
         }
@@ -527,6 +523,20 @@ async fn resolved(session: &Session, transaction: &ClusterXid, backend: i32) -> 
             Ok(Resolution::InProgress) | Err(_) => sleep(RESOLVE_AGAIN).await,
             Ok(resolution) => return resolution,
         }
+    }
+}
+
+/// What a caller is told of an error, which may be of our own making: a cancelled statement is one that was interrupted.
+fn told(error: Error, interruption: Option<&Interruption>, deadline: Deadline) -> Error {
+    match (&error, interruption) {
+        (Error::Database(cancelled), Some(interruption)) if cancelled.sqlstate == QUERY_CANCELED => {
+            match interruption {
+                Interruption::Deadline => deadline.exceeded(),
+                Interruption::CallerLeft => Error::CallerLeft,
+                Interruption::SessionEnded => error,
+            }
+        }
+        _ => error,
     }
 }
 

@@ -13,7 +13,7 @@ use humantime::format_duration;
 
 use super::section::{Section, is_setting_name};
 use super::url;
-use crate::postgres::engine::{PoolOptions, ResetMode};
+use crate::postgres::engine::{PoolOptions, ResetMode, TableName};
 use crate::postgres::options::{
     ChannelBinding, ConnectOptions, Host, KEYED_SETTINGS, Keepalives, LoadBalanceHosts, OVERRIDABLE, Password, SslMode,
     SslNegotiation, TargetSessionAttrs, Tls, is_keepalive_time, quoted_path,
@@ -29,6 +29,8 @@ pub struct EngineConfig {
     pub pool: PoolOptions,
     /// What callers may ask to be otherwise.
     pub overridable: BTreeSet<String>,
+    /// Where idempotency keys are kept.
+    pub idempotency_table: Option<TableName>,
 }
 
 /// Run-time parameters that are durations.
@@ -54,9 +56,10 @@ impl EngineConfig {
         }
         let pool = pool(&mut section);
         let overridable = overridable(&mut section);
+        let idempotency_table = idempotency_table(&mut section);
         let connect = connect(&mut section);
         section.finish();
-        Some(Self { connect: connect?, pool, overridable })
+        Some(Self { connect: connect?, pool, overridable, idempotency_table })
     }
 }
 
@@ -77,6 +80,15 @@ fn pool(section: &mut Section<'_>) -> PoolOptions {
         statement_cache_size: section.number("statement_cache_size", default.statement_cache_size, 0..=100_000),
         reset: section.word("pool_reset", ResetMode::WORDS, default.reset),
     }
+}
+
+fn idempotency_table(section: &mut Section<'_>) -> Option<TableName> {
+    let text = section.text("idempotency_table")?;
+    let name = TableName::parse(&text);
+    if name.is_none() {
+        section.problem("idempotency_table", "must be TABLE or SCHEMA.TABLE, without quotes");
+    }
+    name
 }
 
 /// What callers may ask for.
@@ -288,7 +300,7 @@ fn settings(section: &mut Section<'_>) -> BTreeMap<String, String> {
 /// The engine's keys as TOML, passwords left out.
 impl fmt::Display for EngineConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { connect, pool, overridable } = self;
+        let Self { connect, pool, overridable, idempotency_table } = self;
         let ConnectOptions {
             hosts,
             user,
@@ -336,6 +348,9 @@ impl fmt::Display for EngineConfig {
         write_pool(f, pool)?;
         if !overridable.is_empty() {
             writeln!(f, "overridable = {:?}", overridable.iter().collect::<Vec<_>>())?;
+        }
+        if let Some(table) = idempotency_table {
+            writeln!(f, "idempotency_table = {:?}", table.to_string())?;
         }
         write_settings(f, settings)
     }

@@ -3,10 +3,11 @@
 //! Messages are taken apart field by field, so that a new field fails to compile instead of being ignored. Invariant:
 //! what is wrong with a request is said with the name of the field.
 
-use std::hash::{DefaultHasher, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
 
 use prost::Message;
+use ring::digest;
 
 use super::pb;
 use crate::broker::commit::{Resolution, TransactionId, UnknownReason};
@@ -15,14 +16,15 @@ use crate::broker::connect::{
 };
 use crate::broker::engine::{IsolationLevel, PoolStatistics};
 use crate::broker::error::{EndReason, Error, PgError};
+use crate::broker::run::{Answer, IdempotencyKey, Ran, Run};
 use crate::broker::session::{
     BackendInfo, Committed, Description, ExecuteCall, Executed, Numbered, SessionState, TransactionChoice,
     TransactionState,
 };
-use crate::broker::statement::{BATCH_MAX, Column, Parameter, ResultSet, Statement};
+use crate::broker::statement::{BATCH_MAX, Column, Expectation, Parameter, ResultSet, Statement};
 use crate::broker::token::SessionToken;
 use crate::broker::value::{List, Value};
-use crate::broker::{BeginSession, Repeatable, Verdict};
+use crate::broker::{BeginSession, Fingerprint, Repeatable, Verdict};
 use tokio::time::Instant;
 
 /// How deep lists may nest in a request; PostgreSQL's arrays have at most six dimensions.
@@ -47,11 +49,10 @@ fn repeatable(id: &str, request: &impl Message) -> Option<Repeatable> {
     (!id.is_empty()).then(|| Repeatable { id: id.to_owned(), fingerprint: fingerprint(request) })
 }
 
-/// Differs when the request does.
-fn fingerprint(request: &impl Message) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    hasher.write(&request.encode_to_vec());
-    hasher.finish()
+/// Differs when the request does, here and in every broker of this version.
+fn fingerprint(request: &impl Message) -> Fingerprint {
+    let digest = digest::digest(&digest::SHA256, &request.encode_to_vec());
+    digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 /// What a session and a transaction without one are begun with alike.
@@ -224,7 +225,7 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
         transaction_options,
     } = request;
     Ok(ExecuteCall {
-        statements: vec![Statement::new(sql, self::parameters("", parameters)?)?],
+        statements: [Statement::new(sql, self::parameters("", parameters)?)?].into(),
         commit,
         transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
@@ -234,7 +235,7 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
     })
 }
 
-fn numbered(seq: u64, fingerprint: impl FnOnce() -> u64) -> Option<Numbered> {
+fn numbered(seq: u64, fingerprint: impl FnOnce() -> Fingerprint) -> Option<Numbered> {
     (seq > 0).then(|| Numbered { seq, fingerprint: fingerprint() })
 }
 
@@ -260,6 +261,7 @@ struct Runnable {
     sql: String,
     parameters: Vec<pb::Parameter>,
     parameter_sets: Vec<pb::ParameterSet>,
+    expectation: Option<Expectation>,
 }
 
 pub(super) fn batch_call(
@@ -278,7 +280,7 @@ pub(super) fn batch_call(
     } = request;
     let statements = statements.into_iter().map(|statement| {
         let pb::BatchStatement { sql, parameters, parameter_sets } = statement;
-        Runnable { sql, parameters, parameter_sets }
+        Runnable { sql, parameters, parameter_sets, expectation: None }
     });
     let (statements, runs) = runs(statements)?;
     let call = ExecuteCall {
@@ -293,8 +295,65 @@ pub(super) fn batch_call(
     Ok((call, runs))
 }
 
+pub(super) fn run(request: pb::RunRequest, grpc_deadline: Option<Instant>) -> Result<(Run, Runs), Error> {
+    let idempotency = (!request.idempotency_key.is_empty()).then(|| IdempotencyKey {
+        key: request.idempotency_key.clone(),
+        request: fingerprint(&pb::RunRequest { idempotency_key: String::new(), attempts_max: 0, ..request.clone() }),
+    });
+    let pb::RunRequest { engine, options, connect_options, statements, max_rows, attempts_max, idempotency_key: _ } =
+        request;
+    let statements = statements.into_iter().enumerate().map(|(index, statement)| {
+        let pb::RunStatement { sql, parameters, parameter_sets, expectation } = statement;
+        let expectation = expectation.map(|expectation| self::expectation(index, expectation)).transpose()?;
+        Ok(Runnable { sql, parameters, parameter_sets, expectation })
+    });
+    let (statements, runs) = runs(statements.collect::<Result<Vec<_>, Error>>()?.into_iter())?;
+    let run = Run {
+        begin: session(engine, options, connect_options)?,
+        statements,
+        rows_max: (max_rows > 0).then(|| max_rows.into()),
+        attempts_max,
+        grpc_deadline,
+        idempotency,
+        encode: |results| {
+            let results = results.into_iter().map(statement_result).collect();
+            pb::RunResponse { results, ..pb::RunResponse::default() }.encode_to_vec()
+        },
+    };
+    Ok((run, runs))
+}
+
+fn expectation(index: usize, expectation: pb::Expectation) -> Result<Expectation, Error> {
+    use pb::expectation::RowCount;
+    match expectation.row_count {
+        Some(RowCount::Exactly(count)) => Ok(Expectation::Exactly(count)),
+        Some(RowCount::AtLeast(count)) => Ok(Expectation::AtLeast(count)),
+        None => {
+            Err(Error::invalid(format!("statements[{index}].expectation"), "says nothing: give exactly or at_least"))
+        }
+    }
+}
+
+pub(super) fn ran(ran: Ran) -> Result<pb::RunResponse, Error> {
+    let Ran { answer, verdict, attempts } = ran;
+    let commit = Some(self::verdict(verdict, None));
+    match answer {
+        Answer::Results(results) => {
+            let results = results.into_iter().map(statement_result).collect();
+            Ok(pb::RunResponse { results, commit, attempts, replayed: false })
+        }
+        Answer::Stored(bytes) => {
+            let stored = pb::RunResponse::decode(bytes.as_slice());
+            let pb::RunResponse { results, .. } = stored.map_err(|_| {
+                Error::Unreturnable("the idempotency table has something else under this key than an answer".into())
+            })?;
+            Ok(pb::RunResponse { results, commit, attempts, replayed: true })
+        }
+    }
+}
+
 /// The runs of a batch's statements, in order.
-fn runs(runnables: impl ExactSizeIterator<Item = Runnable>) -> Result<(Vec<Statement>, Runs), Error> {
+fn runs(runnables: impl ExactSizeIterator<Item = Runnable>) -> Result<(Arc<[Statement]>, Runs), Error> {
     let too_many = || Error::invalid("statements", format!("have more than {BATCH_MAX} runs: send more batches"));
     if runnables.len() == 0 {
         return Err(Error::invalid("statements", "are none: give at least one"));
@@ -303,11 +362,12 @@ fn runs(runnables: impl ExactSizeIterator<Item = Runnable>) -> Result<(Vec<State
         return Err(too_many());
     }
     let (mut statements, mut places) = (Vec::with_capacity(runnables.len()), Vec::with_capacity(runnables.len()));
-    for (index, Runnable { sql, parameters, parameter_sets }) in runnables.enumerate() {
+    for (index, Runnable { sql, parameters, parameter_sets, expectation }) in runnables.enumerate() {
         let field = format!("statements[{index}].");
         let within = |error| within(&field, error);
         if parameter_sets.is_empty() {
-            statements.push(Statement::new(sql, self::parameters("", parameters).map_err(within)?).map_err(within)?);
+            let statement = self::parameters("", parameters).and_then(|parameters| Statement::new(sql, parameters));
+            statements.push(statement.map_err(within)?.expecting(expectation));
             places.push((index, None));
             continue;
         }
@@ -318,7 +378,7 @@ fn runs(runnables: impl ExactSizeIterator<Item = Runnable>) -> Result<(Vec<State
         if statements.len() + parameter_sets.len() > BATCH_MAX {
             return Err(too_many());
         }
-        let statement = Statement::new(sql, Vec::new()).map_err(within)?;
+        let statement = Statement::new(sql, Vec::new()).map_err(within)?.expecting(expectation);
         for (set, pb::ParameterSet { parameters }) in parameter_sets.into_iter().enumerate() {
             let parameters = self::parameters(&format!("parameter_sets[{set}]."), parameters);
             statements.push(parameters.and_then(|parameters| statement.with(parameters)).map_err(within)?);
@@ -328,7 +388,7 @@ fn runs(runnables: impl ExactSizeIterator<Item = Runnable>) -> Result<(Vec<State
     if statements.len() > BATCH_MAX {
         return Err(too_many());
     }
-    Ok((statements, Runs(places)))
+    Ok((statements.into(), Runs(places)))
 }
 
 /// The same error, its field inside of another.

@@ -1,4 +1,4 @@
-//! `SessionService`: decode, find the session, let the domain act, encode.
+//! `SessionService` and `TransactionService`: decode, find the session, let the domain act, encode.
 //!
 //! Invariant: an RPC future owns nothing; dropping it at any point leaves nothing behind, because the domain's calls
 //! are cancel safe.
@@ -12,9 +12,11 @@ use tonic::{Request, Response, Status};
 
 use super::pb;
 use super::pb::session_service_server::SessionService;
+use super::pb::transaction_service_server::TransactionService;
 use super::{auth, convert, status};
 use crate::broker::engine::{SavepointAction, SavepointName};
 use crate::broker::error::{Error, Failure};
+use crate::broker::run::RunFailure;
 use crate::broker::session::Session;
 use crate::broker::{Broker, Granted};
 
@@ -165,6 +167,31 @@ impl SessionService for Sessions {
         let pb::GetSessionRequest { session_token } = request.get_ref();
         let session = self.session(request.metadata(), session_token)?;
         Ok(Response::new(convert::description(session.describe())))
+    }
+}
+
+/// Serves transactions without a session.
+#[derive(Debug)]
+pub struct Transactions {
+    broker: Arc<Broker>,
+}
+
+impl Transactions {
+    /// The service for `broker`.
+    pub fn new(broker: Arc<Broker>) -> Self {
+        Self { broker }
+    }
+}
+
+#[tonic::async_trait]
+impl TransactionService for Transactions {
+    async fn run(&self, request: Request<pb::RunRequest>) -> Result<Response<pb::RunResponse>, Status> {
+        let principal = auth::principal(request.metadata());
+        let deadline = grpc_deadline(request.metadata());
+        let (run, runs) = convert::run(request.into_inner(), deadline).map_err(status::from_error)?;
+        let ran = self.broker.run(&principal, run).await;
+        let ran = ran.map_err(|RunFailure { failure, attempts }| status::from_run_failure(failure, attempts, &runs))?;
+        Ok(Response::new(convert::ran(ran).map_err(status::from_error)?))
     }
 }
 

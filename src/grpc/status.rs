@@ -112,25 +112,30 @@ pub(super) fn from_failure(failure: Failure) -> Status {
 
 /// The status of a failed call with many runs, one of which may be to blame.
 pub(super) fn from_batch_failure(failure: Failure, runs: &Runs) -> Status {
-    let blamed = blamed(&failure, runs);
-    status(failure, blamed)
+    let (failure, metadata) = blame(failure, runs);
+    status(failure, metadata)
 }
 
-/// The status of a transaction that failed after so many attempts.
+/// The status of a transaction in one call that failed after so many attempts.
 pub(super) fn from_run_failure(failure: Failure, attempts: u32, runs: &Runs) -> Status {
-    let mut metadata = blamed(&failure, runs);
+    let (failure, mut metadata) = blame(failure, runs);
     metadata.insert("attempts".into(), attempts.to_string());
     status(failure, metadata)
 }
 
-/// Where the run to blame stands in its request.
-fn blamed(failure: &Failure, runs: &Runs) -> HashMap<String, String> {
+/// Says where the run to blame stands in its request.
+fn blame(mut failure: Failure, runs: &Runs) -> (Failure, HashMap<String, String>) {
     let mut metadata = HashMap::new();
     if let Some((statement, set)) = failure.index.and_then(|run| runs.place(run)) {
         metadata.insert("statement_index".into(), statement.to_string());
         metadata.extend(set.map(|set| ("parameter_set_index".into(), set.to_string())));
+        if let Error::Invalid { field, .. } = &mut failure.error {
+            let set = set.filter(|_| field.starts_with("parameters"));
+            let set = set.map(|set| format!("parameter_sets[{set}].")).unwrap_or_default();
+            *field = format!("statements[{statement}].{set}{field}");
+        }
     }
-    metadata
+    (failure, metadata)
 }
 
 fn status(failure: Failure, mut metadata: HashMap<String, String>) -> Status {
@@ -264,5 +269,122 @@ mod tests {
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.details().len() < 5 * 1024, "{}", status.details().len());
         assert!(status.message().len() <= MESSAGE_BYTES_MAX);
+    }
+
+    /// One of each kind. A kind that is added is added here: [`is_listed`] does not compile without it.
+    fn every_error() -> Vec<Error> {
+        let pg_error = || Box::new(PgError { sqlstate: "23505".into(), ..PgError::default() });
+        vec![
+            Error::invalid("sql", "is wrong"),
+            Error::SessionUnknown,
+            Error::SessionEnded(crate::broker::error::EndReason::Closed),
+            Error::Draining,
+            Error::Exhausted(Exhausted::Sessions(1)),
+            Error::Exhausted(Exhausted::SessionQueue(1)),
+            Error::Exhausted(Exhausted::PoolWait(RETRY_DELAY)),
+            Error::Exhausted(Exhausted::PoolQueue(1)),
+            Error::Exhausted(Exhausted::SubPools(1)),
+            Error::Exhausted(Exhausted::ResultRows(1)),
+            Error::Exhausted(Exhausted::ResultBytes(1)),
+            Error::Unreachable { engine: String::new(), cause: String::new() },
+            Error::Database(pg_error()),
+            Error::StalePlan(pg_error()),
+            Error::DeadlineExceeded { bound: Bound::Request, after: RETRY_DELAY },
+            Error::CallerLeft,
+            Error::SeqGap { given: 3, expected: 2 },
+            Error::SeqAnswerGone(1),
+            Error::ExpectationFailed { count: 0, expected: String::new() },
+            Error::Unreturnable(String::new()),
+            Error::CommitRolledBack,
+            Error::CommitUnknown,
+            Error::Internal,
+        ]
+    }
+
+    fn is_listed(error: &Error) -> bool {
+        match error {
+            Error::Invalid { .. }
+            | Error::SessionUnknown
+            | Error::SessionEnded(_)
+            | Error::Draining
+            | Error::Exhausted(
+                Exhausted::Sessions(_)
+                | Exhausted::SessionQueue(_)
+                | Exhausted::PoolWait(_)
+                | Exhausted::PoolQueue(_)
+                | Exhausted::SubPools(_)
+                | Exhausted::ResultRows(_)
+                | Exhausted::ResultBytes(_),
+            )
+            | Error::Unreachable { .. }
+            | Error::Database(_)
+            | Error::StalePlan(_)
+            | Error::DeadlineExceeded { .. }
+            | Error::CallerLeft
+            | Error::SeqGap { .. }
+            | Error::SeqAnswerGone(_)
+            | Error::ExpectationFailed { .. }
+            | Error::Unreturnable(_)
+            | Error::CommitRolledBack
+            | Error::CommitUnknown
+            | Error::Internal => true,
+        }
+    }
+
+    const README: &str = include_str!("../../README.md");
+
+    fn code_name(code: Code) -> String {
+        let name: String = format!("{code:?}")
+            .chars()
+            .flat_map(|c| if c.is_uppercase() { vec!['_', c] } else { vec![c.to_ascii_uppercase()] })
+            .collect();
+        name.trim_start_matches('_').to_owned()
+    }
+
+    /// What the README's retry column begins with.
+    fn advice_text(advice: Scope) -> &'static str {
+        match advice {
+            Scope::Nothing => "nothing",
+            Scope::Call => "the call",
+            Scope::Transaction => "the transaction",
+            Scope::Session => "a new session",
+            Scope::ResolveCommit => "nothing before `ResolveCommit`",
+            Scope::Unspecified => "never",
+        }
+    }
+
+    /// The cells of each row of the README's table with that header.
+    fn table(header: &str) -> Vec<Vec<&'static str>> {
+        let rows = README.split_once(header).unwrap().1.lines().skip(2).take_while(|line| line.starts_with('|'));
+        rows.map(|row| row.trim_matches('|').split(" | ").map(str::trim).collect()).collect()
+    }
+
+    #[test]
+    fn the_published_table_of_reasons_is_the_codes_own() {
+        let mut published = table("| Code | Reason | When | Retry |");
+        for error in every_error() {
+            assert!(is_listed(&error));
+            let Row { code, reason, advice } = lookup(&error);
+            let by_sqlstate = matches!(error, Error::Database(_));
+            let code = if by_sqlstate { "by SQLSTATE".into() } else { format!("`{}`", code_name(code)) };
+            let advice = if by_sqlstate { "see below" } else { advice_text(advice) };
+            let row = published.iter().find(|row| row[1] == format!("`{reason}`")).expect(reason);
+            assert_eq!(row[0], code, "{reason}");
+            assert!(row[3].starts_with(advice), "{reason}: {advice}");
+        }
+        published.retain(|row| !every_error().iter().any(|error| row[1] == format!("`{}`", lookup(error).reason)));
+        assert_eq!(published, Vec::<Vec<&str>>::new());
+    }
+
+    #[test]
+    fn the_published_table_of_sqlstates_is_the_codes_own() {
+        let expected: Vec<_> = SQLSTATES
+            .iter()
+            .map(|(prefix, code, advice)| {
+                let prefix = if prefix.is_empty() { "all others".into() } else { format!("`{prefix}`") };
+                vec![prefix, format!("`{}`", code_name(*code)), advice_text(*advice).to_owned()]
+            })
+            .collect();
+        assert_eq!(table("| SQLSTATE | Code | Retry |"), expected);
     }
 }

@@ -15,7 +15,8 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::DESCRIPTORS;
 use super::pb::session_service_server::{SERVICE_NAME, SessionServiceServer};
-use super::service::Sessions;
+use super::pb::transaction_service_server::TransactionServiceServer;
+use super::service::{Sessions, Transactions};
 use crate::broker::Broker;
 
 /// The largest request: room for the longest SQL and parameters of a few mebibytes.
@@ -56,9 +57,12 @@ pub async fn serve(
     let (reporter, health) = health_reporter();
     let mut readiness = Readiness { reporter, said: None };
     readiness.set(false).await;
-    let sessions = SessionServiceServer::new(Sessions::new(broker, endpoint))
+    // What may be answered is the profile's to bound.
+    let sessions = SessionServiceServer::new(Sessions::new(broker.clone(), endpoint))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
-        // What may be answered is the profile's to bound.
+        .max_encoding_message_size(usize::MAX);
+    let transactions = TransactionServiceServer::new(Transactions::new(broker))
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -72,6 +76,7 @@ pub async fn serve(
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
         .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))
         .add_service(sessions)
+        .add_service(transactions)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     (readiness, serving)
 }

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use deadpool::managed::Object;
-use futures_util::future::{FutureExt, MaybeDone, maybe_done};
+use futures_util::future::{FutureExt, MaybeDone, OptionFuture, maybe_done};
 use futures_util::{StreamExt, join};
 use lru::LruCache;
 use tokio::time::timeout;
@@ -171,6 +171,7 @@ impl PooledConnection {
         let sql = begin_sql(options, nets);
         let (begun, first) = join!(client.batch_execute(&sql), first);
         let status = wire.settled().await.map_err(StatementError::LostBeforeBegin)?;
+        wire.forget_tags();
         match (begun, first) {
             (Ok(()), Ok(first)) => Ok(first),
             (Ok(()), Err(error)) => Err(self.failure(&error).await),
@@ -226,6 +227,7 @@ impl PooledConnection {
             budget: Budget { rows: limits.rows_max, bytes: limits.bytes_max, notices: NOTICES_MAX, limits },
         };
         let mut last: Option<(&Statement, Prepared, bool)> = None;
+        wire.forget_tags();
         for (index, statement) in statements.iter().enumerate() {
             let cached = || if fresh == Fresh::Yes { None } else { self.cached(statement) };
             let (ready, was_cached) = match &last {
@@ -239,9 +241,7 @@ impl PooledConnection {
                 ready => {
                     // To be prepared, a statement may need the tables that those before it make.
                     self.land(&mut pipeline, 0).await?;
-                    let prepared = self.prepare(begin.take(), statement, ready).await;
-                    wire.forget_tags();
-                    match prepared {
+                    match self.prepare(begin.take(), statement, ready).await {
                         Ok(prepared) => prepared,
                         Err(error) => return Err(self.halt(pipeline, index, error, was_cached).await),
                     }
@@ -255,7 +255,7 @@ impl PooledConnection {
                     return Err(self.halt(pipeline, index, StatementError::Refused(error), was_cached).await);
                 }
             };
-            if statement.mentions("notify") {
+            if statement.may_notify() {
                 self.may_notify.store(true, Ordering::Relaxed);
             }
             let run = prepared.clone();
@@ -267,101 +267,88 @@ impl PooledConnection {
             last = Some((statement, prepared, was_cached));
             self.land(&mut pipeline, unanswered).await?;
         }
-        let transaction_id = match self.xid.get() {
-            None => Some(send(client.simple_query(TRANSACTION_ID)).await),
-            Some(_) => None,
-        };
-        let landed = self.land(&mut pipeline, 0).await;
-        let transaction_id = match transaction_id {
-            None => None,
-            Some(transaction_id) => Some(answer(transaction_id).await),
-        };
+        let ask = self.xid.get().is_none();
+        let asked = OptionFuture::from(ask.then(|| client.simple_query(TRANSACTION_ID)));
+        let (transaction_id, landed) = join!(asked, self.land(&mut pipeline, 0));
         landed?;
+        let stopped = |error| Halt { index: statements.len() - 1, error, was_cached: false };
         match transaction_id {
+            None => {}
             Some(Ok(answers)) => {
                 if let Some(xid) = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()) {
                     self.xid.get_or_init(|| xid);
                 }
             }
             // A cancel that came too late for the statement.
-            Some(Err(error)) => {
-                let error = self.failure(&error).await;
-                return Err(Halt { index: statements.len() - 1, error, was_cached: false });
-            }
-            None => {}
+            Some(Err(error)) => return Err(stopped(self.failure(&error).await)),
         }
         match wire.settled().await {
             Ok(_) => Ok(pipeline.results),
-            Err(lost) => {
-                Err(Halt { index: statements.len() - 1, error: StatementError::Lost(lost), was_cached: false })
-            }
+            Err(lost) => Err(stopped(StatementError::Lost(lost))),
         }
     }
 
     /// Reads answers until no more than `unanswered` are to come.
     async fn land(&self, pipeline: &mut Pipeline<'_>, unanswered: usize) -> Result<(), Halt> {
-        while pipeline.sent.len() > unanswered {
-            let Some(Sent { statement, prepared, was_cached, rows }) = pipeline.sent.pop_front() else { break };
-            let index = pipeline.results.len();
-            let read = match answer(rows).await {
-                Err(error) => Err(Unread::Failed(error)),
-                Ok(rows) => {
-                    let mut rows = Box::pin(rows);
-                    match self.read(&prepared, rows.as_mut(), &mut pipeline.budget).await {
-                        Err(Unread::GivenUp(error)) => {
-                            let rest = std::mem::take(&mut pipeline.sent);
-                            let error = self.abandon(Some(rows), rest, error).await;
-                            return Err(Halt { index, error, was_cached });
-                        }
-                        // An unread stream would keep the driver from reading on.
-                        read => read,
-                    }
-                }
-            };
-            match read {
+        while pipeline.sent.len() > unanswered
+            && let Some(sent) = pipeline.sent.pop_front()
+        {
+            let (index, was_cached) = (pipeline.results.len(), sent.was_cached);
+            let unread = match self.read(sent, &mut pipeline.budget).await {
                 Ok(result) => {
-                    if !leaves_no_trace(statement, &result) {
-                        self.soiled.store(true, Ordering::Relaxed);
-                    }
                     pipeline.results.push(result);
+                    continue;
                 }
-                Err(Unread::Failed(error)) => {
+                Err(unread) => unread,
+            };
+            let rest = std::mem::take(&mut pipeline.sent);
+            let error = match unread {
+                Unread::Failed(error) => {
                     // In a failed transaction PostgreSQL refuses them all.
-                    drain(None, std::mem::take(&mut pipeline.sent)).await;
-                    return Err(Halt { index, error: self.failure(&error).await, was_cached });
+                    drain(None, rest).await;
+                    self.failure(&error).await
                 }
-                Err(Unread::GivenUp(error)) => unreachable!("handled above: {error}"),
-            }
+                Unread::GivenUp(rows, error) => self.abandon(rows, rest, error).await,
+            };
+            return Err(Halt { index, error, was_cached });
         }
         Ok(())
     }
 
-    /// Reads one statement's result.
-    async fn read(
-        &self,
-        prepared: &Prepared,
-        mut stream: Pin<&mut RowStream>,
-        budget: &mut Budget,
-    ) -> Result<ResultSet, Unread> {
+    /// Reads one statement's result, and checks what is expected of it.
+    async fn read(&self, sent: Sent<'_>, budget: &mut Budget) -> Result<ResultSet, Unread> {
         let wire = &self.backend().wire;
+        let Sent { statement, prepared, rows: asked, .. } = sent;
+        // Returning drops the stream: unread, it would keep the driver from reading on.
+        let mut stream = Box::pin(answer(asked).await.map_err(Unread::Failed)?);
         let before = budget.bytes;
         let mut rows = Vec::new();
         while let Some(row) = stream.next().await {
-            rows.push(budget.read(&row.map_err(Unread::Failed)?).map_err(Unread::GivenUp)?);
+            match budget.read(&row.map_err(Unread::Failed)?) {
+                Ok(values) => rows.push(values),
+                Err(error) => return Err(Unread::GivenUp(Some(stream), error)),
+            }
         }
         let columns: Vec<_> = prepared.columns().iter().map(column).collect();
         let returned = u64::try_from(rows.len()).unwrap_or(u64::MAX);
         let mut notices = wire.take_notices();
         notices.truncate(budget.notices);
         budget.notices -= notices.len();
-        Ok(ResultSet {
+        let result = ResultSet {
             row_count: if columns.is_empty() { stream.rows_affected().unwrap_or(0) } else { returned },
             columns,
             rows,
             command_tag: wire.next_tag().unwrap_or_default(),
             notices,
             bytes: before - budget.bytes,
-        })
+        };
+        if !leaves_no_trace(statement, &result) {
+            self.soiled.store(true, Ordering::Relaxed);
+        }
+        match statement.check(&result) {
+            Ok(()) => Ok(result),
+            Err(error) => Err(Unread::GivenUp(None, error)),
+        }
     }
 
     /// Stops at a statement that has not been sent. If others have run before it, the transaction is failed: half of
@@ -379,9 +366,11 @@ impl PooledConnection {
     /// it did.
     async fn abandon(&self, rows: Option<Pin<Box<RowStream>>>, rest: VecDeque<Sent<'_>>, why: Error) -> StatementError {
         let Backend { client, wire, .. } = self.backend();
-        let (cancelled, ()) = join!(self.canceller.cancel(), drain(rows, rest));
-        if let Err(lost) = cancelled {
-            return StatementError::Lost(lost);
+        if rows.is_some() || !rest.is_empty() {
+            let (cancelled, ()) = join!(self.canceller.cancel(), drain(rows, rest));
+            if let Err(lost) = cancelled {
+                return StatementError::Lost(lost);
+            }
         }
         if let Ok(TransactionStatus::Open) = wire.settled().await {
             // Any error fails the transaction. This one says in PostgreSQL's log what it is about.
@@ -632,12 +621,9 @@ impl Staleness {
 /// Whether a statement with this result can have left nothing behind that a transaction's end does not undo. SELECT INTO
 /// has the tag of a SELECT, but no columns; set_config() is a SELECT that is a SET.
 fn leaves_no_trace(statement: &Statement, result: &ResultSet) -> bool {
-    if statement.mentions("set_config") {
-        return false;
-    }
     match result.command_tag.split(' ').next() {
-        Some("SELECT") => statement.kind() == Kind::Query && !result.columns.is_empty(),
-        Some("INSERT" | "UPDATE" | "DELETE" | "MERGE") => true,
+        Some("SELECT") => statement.kind() == Kind::Query && !result.columns.is_empty() && !statement.may_set(),
+        Some("INSERT" | "UPDATE" | "DELETE" | "MERGE") => !statement.may_set(),
         _ => false,
     }
 }
@@ -645,8 +631,8 @@ fn leaves_no_trace(statement: &Statement, result: &ResultSet) -> bool {
 /// The same, as far as it can be told before there is a result, and rather yes than no.
 fn may_soil(statement: &Statement, prepared: &Prepared) -> bool {
     match statement.kind() {
-        Kind::Change => false,
-        Kind::Query => prepared.columns().is_empty() || statement.mentions("set_config"),
+        Kind::Change => statement.may_set(),
+        Kind::Query => statement.may_set() || prepared.columns().is_empty(),
         Kind::Other => true,
     }
 }
@@ -662,8 +648,8 @@ enum Fresh {
 enum Unread {
     /// PostgreSQL failed the statement, or the connection is lost.
     Failed(DriverError),
-    /// It is more, or other, than can be returned.
-    GivenUp(Error),
+    /// It is more than can be returned, or other than expected; with what is still to be read.
+    GivenUp(Option<Pin<Box<RowStream>>>, Error),
 }
 
 /// Reads all answers, whatever they are.
@@ -680,7 +666,7 @@ async fn drain(rows: Option<Pin<Box<RowStream>>>, rest: VecDeque<Sent<'_>>) {
 }
 
 /// A name as SQL writes it.
-fn quoted_identifier(name: &str) -> String {
+pub(super) fn quoted_identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

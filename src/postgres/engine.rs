@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::PooledConnection;
+use super::connection::{PooledConnection, quoted_identifier};
 use super::opener::{OpenError, TOO_MANY_CONNECTIONS};
 use super::options::{self, ConnectOptions};
 use super::outcome;
@@ -19,22 +19,69 @@ use super::pool::Pool;
 pub use super::pool::{PoolOptions, ResetMode};
 use crate::broker::commit::{ClusterXid, Resolution};
 use crate::broker::connect::ConnectOverrides;
-use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo};
+use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo, IdempotencyTable};
 use crate::broker::error::Error;
 use crate::broker::principal::Principal;
+use crate::broker::statement::Statement;
+
+/// A table's name: with its schema, or found on the login role's path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TableName(Vec<String>);
+
+impl TableName {
+    /// Reads "table" or "schema.table", as they are, without quotes.
+    pub fn parse(text: &str) -> Option<Self> {
+        let parts: Vec<_> = text.split('.').map(str::to_owned).collect();
+        let sound = |part: &String| !part.is_empty() && !part.contains(['"', '\0']);
+        (parts.len() <= 2 && parts.iter().all(sound)).then_some(Self(parts))
+    }
+
+    fn quoted(&self) -> String {
+        self.0.iter().map(|part| quoted_identifier(part)).collect::<Vec<_>>().join(".")
+    }
+}
+
+impl fmt::Display for TableName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("."))
+    }
+}
+
+/// The statements on an idempotency table.
+fn idempotency(table: &TableName) -> IdempotencyTable {
+    let table = table.quoted();
+    let statement = |sql: String| Statement::new(sql, Vec::new()).expect("it is an INSERT, a SELECT or an UPDATE");
+    IdempotencyTable {
+        claim: statement(format!(
+            "INSERT INTO {table} (principal, key, request) VALUES ($1, $2, $3) ON CONFLICT (principal, key) DO NOTHING"
+        )),
+        read: statement(format!(
+            "SELECT request, answer, transaction_id::pg_catalog.text FROM {table} WHERE principal = $1 AND key = $2"
+        )),
+        keep: statement(format!("UPDATE {table} SET answer = $3 WHERE principal = $1 AND key = $2")),
+    }
+}
 
 /// A PostgreSQL target and its pool.
 pub struct PostgresEngine {
     name: String,
     pool: Arc<Pool>,
     overridable: BTreeSet<String>,
+    idempotency: Option<IdempotencyTable>,
     server_version: Mutex<String>,
     _maintenance: AbortOnDropHandle<()>,
 }
 
 impl PostgresEngine {
     /// An engine that opens its first connection when it is needed. Call it on a tokio runtime.
-    pub fn new(name: String, connect: ConnectOptions, pool: PoolOptions, overridable: BTreeSet<String>) -> Self {
+    pub fn new(
+        name: String,
+        connect: ConnectOptions,
+        pool: PoolOptions,
+        overridable: BTreeSet<String>,
+        idempotency_table: Option<&TableName>,
+    ) -> Self {
+        let idempotency = idempotency_table.map(idempotency);
         let pool = Arc::new(Pool::new(connect, pool));
         let maintained = pool.clone();
         let maintenance = tokio::spawn(async move {
@@ -46,7 +93,7 @@ impl PostgresEngine {
             }
         });
         let maintenance = AbortOnDropHandle::new(maintenance);
-        Self { name, pool, overridable, server_version: Mutex::default(), _maintenance: maintenance }
+        Self { name, pool, overridable, idempotency, server_version: Mutex::default(), _maintenance: maintenance }
     }
 }
 
@@ -65,6 +112,10 @@ impl Engine for PostgresEngine {
             server_version: self.server_version.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             pool: self.pool.statistics(),
         }
+    }
+
+    fn idempotency_table(&self) -> Option<&IdempotencyTable> {
+        self.idempotency.as_ref()
     }
 
     fn check(&self, overrides: &ConnectOverrides) -> Result<(), Error> {

@@ -25,12 +25,13 @@ use super::connection::{Nets, StatementKey, first_row};
 use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
-use super::pool::{PoolOptions, jittered};
+use super::pool::PoolOptions;
 use super::wire::{Watched, WatchedTls, Wire};
 use super::{outcome, tls};
 use crate::broker::commit::Cluster;
 use crate::broker::engine::CheckoutError;
 use crate::broker::error::PgError;
+use crate::random::jittered;
 use crate::random::random;
 use crate::secret::Secret;
 

@@ -111,10 +111,9 @@ pub(super) async fn resolve(
             Some(_) => Resolution::RolledBack,
             None => Resolution::Unknown(UnknownReason::ServerCrashed),
         }),
-        (Some("aborted"), _) => Ok(Resolution::RolledBack),
         (Some("in progress"), _) if same_epoch => Ok(Resolution::InProgress),
-        // No transaction outlives a crash: the id was given out again.
-        (Some("in progress"), _) => Ok(Resolution::RolledBack),
+        // No transaction outlives a crash: what is in progress after one was given the id again.
+        (Some("aborted" | "in progress"), _) => Ok(Resolution::RolledBack),
         _ => unknown(UnknownReason::TooOld),
     }
 }

@@ -20,7 +20,7 @@ use super::options::ConnectOptions;
 use crate::broker::connect::ConnectOverrides;
 use crate::broker::engine::{CheckoutError, PoolStatistics};
 use crate::broker::principal::Principal;
-use crate::random::random;
+use crate::random::jittered;
 
 /// How large a pool is, how long it makes callers wait, and how long its connections live.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -465,11 +465,6 @@ impl Drop for Waiting<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
-}
-
-/// A random time from half of `longest` to all of it.
-pub(super) fn jittered(longest: Duration) -> Duration {
-    longest.mul_f64(0.5 + f64::from(u32::from_be_bytes(random())) / f64::from(u32::MAX) / 2.0)
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
