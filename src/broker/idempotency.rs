@@ -145,8 +145,8 @@ fn lock(kept: &Mutex<Kept>) -> MutexGuard<'_, Kept> {
 mod tests {
     use super::*;
 
-    fn outcome(size: usize) -> Option<Outcome> {
-        Some(Outcome { request: [0; 32], answer: vec![0; size], verdict: Verdict::NothingWritten })
+    fn outcome(size: usize) -> Outcome {
+        Outcome { request: [0; 32], answer: vec![0; size], verdict: Verdict::NothingWritten }
     }
 
     async fn hold(outcomes: &Outcomes, key: &str) -> Held {
@@ -160,7 +160,7 @@ mod tests {
         let mut second = Box::pin(hold(&outcomes, "k"));
         assert!(futures_util::poll!(&mut second).is_pending());
         hold(&outcomes, "another").await;
-        first.keep(outcome(1));
+        first.keep(Some(outcome(1)));
         assert_eq!(second.await.outcome().map(|outcome| outcome.answer.len()), Some(1));
     }
 
@@ -179,11 +179,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn outcomes_are_forgotten_by_size_number_and_age() {
         let outcomes = Outcomes::default();
-        hold(&outcomes, "large").await.keep(outcome(OUTCOMES_BYTES_MAX));
-        hold(&outcomes, "next").await.keep(outcome(1));
+        hold(&outcomes, "large").await.keep(Some(outcome(OUTCOMES_BYTES_MAX)));
+        hold(&outcomes, "next").await.keep(Some(outcome(1)));
         assert!(hold(&outcomes, "large").await.outcome().is_none());
         for number in 0..OUTCOMES_MAX {
-            hold(&outcomes, &number.to_string()).await.keep(outcome(0));
+            hold(&outcomes, &number.to_string()).await.keep(Some(outcome(0)));
         }
         assert!(hold(&outcomes, "next").await.outcome().is_none());
         assert!(hold(&outcomes, "0").await.outcome().is_some());

@@ -1,7 +1,11 @@
 //! Stopping a running statement from outside, as PostgreSQL offers it: a request on a connection of its own.
 //!
 //! Invariant: at most one request is outstanding for a connection, and [`Canceller::cancel`] returns only when the
-//! server has closed the request's connection. By then the signal has been sent, so it cannot hit a later statement.
+//! server has closed the request's connection. By then the signal has been sent, so it cannot hit a later statement;
+//! unless a proxy in between has closed it, which nobody can tell. So the requests are counted too: a connection on which
+//! fewer statements were cancelled than requested is not used again.
+
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, copy, sink};
@@ -20,11 +24,17 @@ pub(super) struct BackendCanceller {
     /// How to encrypt the request, and the server's name, when the connection is encrypted.
     tls: Option<(MakeRustlsConnect, String)>,
     outstanding: Mutex<()>,
+    requests: AtomicU32,
 }
 
 impl BackendCanceller {
     pub(super) fn new(token: CancelToken, address: Address, tls: Option<(MakeRustlsConnect, String)>) -> Self {
-        Self { token, address, tls, outstanding: Mutex::new(()) }
+        Self { token, address, tls, outstanding: Mutex::new(()), requests: AtomicU32::new(0) }
+    }
+
+    /// How many requests have been made.
+    pub(super) fn requests(&self) -> u32 {
+        self.requests.load(Ordering::Relaxed)
     }
 }
 
@@ -32,6 +42,7 @@ impl BackendCanceller {
 impl Canceller for BackendCanceller {
     async fn cancel(&self) -> Result<(), Lost> {
         let _one_at_a_time = self.outstanding.lock().await;
+        self.requests.fetch_add(1, Ordering::Relaxed);
         let lost = |error: &dyn std::error::Error| Lost(format!("cannot send a cancel request: {error}"));
         let stream = self.address.connect().await.map_err(|error| lost(&error))?;
         let (stream, returned) = Lent::new(stream);

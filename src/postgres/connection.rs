@@ -62,6 +62,8 @@ pub(super) struct PooledConnection {
     checked_out: CheckedOut,
     pool: Arc<Pool>,
     canceller: Arc<BackendCanceller>,
+    /// How many requests had been cancelled on the backend before.
+    cancelled_before: u32,
     /// The transaction's id, once PostgreSQL has told it.
     xid: OnceLock<u64>,
     /// Whether its transaction may have notified somebody: that takes place at COMMIT, and needs no id before.
@@ -115,12 +117,14 @@ struct Halt {
 
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
-        let Backend { client, address, tls, .. } = checked_out.backend();
+        let Backend { client, wire, address, tls, .. } = checked_out.backend();
+        let cancelled_before = wire.cancelled();
         let canceller = Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone()));
         Self {
             checked_out,
             pool,
             canceller,
+            cancelled_before,
             xid: OnceLock::new(),
             may_notify: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
@@ -450,6 +454,9 @@ impl PooledConnection {
 
     async fn reset(&self) -> Result<(), Lost> {
         let Backend { client, wire, .. } = self.backend();
+        if self.canceller.requests() != wire.cancelled() - self.cancelled_before {
+            return Err(Lost("a cancel request may still be on its way".into()));
+        }
         let must_be_idle = |status| match status {
             TransactionStatus::Idle => Ok(()),
             TransactionStatus::Open | TransactionStatus::Failed => Err(Lost("a transaction was left open".into())),

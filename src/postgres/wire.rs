@@ -40,6 +40,8 @@ struct Seen {
     backend_pid: Option<i32>,
     /// Prepared statements the server has confirmed, less those it has closed.
     prepared: i64,
+    /// Requests that ended because somebody cancelled them.
+    cancelled: u32,
     lost: Option<Lost>,
 }
 
@@ -53,6 +55,7 @@ impl Wire {
             notices: Vec::new(),
             backend_pid: None,
             prepared: 0,
+            cancelled: 0,
             lost: None,
         };
         Arc::new(Self { seen: Mutex::new(seen), changed: Notify::new() })
@@ -81,6 +84,11 @@ impl Wire {
     /// How many prepared statements the driver has on the server.
     pub(super) fn prepared(&self) -> i64 {
         self.lock().prepared
+    }
+
+    /// How many requests have ended because somebody cancelled them.
+    pub(super) fn cancelled(&self) -> u32 {
+        self.lock().cancelled
     }
 
     /// The transaction status PostgreSQL last reported.
@@ -146,6 +154,8 @@ impl Wire {
             (b'K', [a, b, c, d, ..]) => self.lock().backend_pid = Some(i32::from_be_bytes([*a, *b, *c, *d])),
             (b'1', _) => self.lock().prepared += 1,
             (b'3', _) => self.lock().prepared -= 1,
+            // The fields of an error begin with severity and SQLSTATE.
+            (b'E', body) if body.split(|&byte| byte == 0).any(|field| field == b"C57014") => self.lock().cancelled += 1,
             (b'C', body) => {
                 let mut seen = self.lock();
                 if seen.tags.len() < TAGS_MAX {
@@ -340,6 +350,14 @@ mod tests {
         wire.received(b'Z', b"E");
         assert_eq!(wire.settled().await, Ok(TransactionStatus::Failed));
         assert_eq!(wire.next_tag().as_deref(), Some("BEGIN"));
+    }
+
+    #[test]
+    fn a_cancelled_request_is_counted_by_its_sqlstate() {
+        let wire = Wire::new();
+        wire.received(b'E', b"SFEHLER\0VERROR\0C57014\0Mstopped\0");
+        wire.received(b'E', b"SERROR\0VERROR\0C25P02\0MC57014\0");
+        assert_eq!(wire.cancelled(), 1);
     }
 
     #[tokio::test]
