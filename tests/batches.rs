@@ -36,6 +36,34 @@ async fn every_result_is_as_executes_and_in_its_place() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn looking_types_up_mixes_no_tags_up() {
+    let database = Database::create();
+    database.psql("CREATE TYPE mood AS ENUM ('sad'); CREATE TABLE moods (mood mood); GRANT ALL ON moods TO broker");
+    let broker = Broker::start(&database).await;
+    let insert = "INSERT INTO moods VALUES ($1)";
+    let session = broker.session().await;
+    session.execute("SELECT 1").await.unwrap();
+    let alone = session.run(session.statement(insert, vec![text("sad")])).await.unwrap();
+    assert_eq!(alone.command_tag, "INSERT 0 1");
+    // Another connection, which has not seen the type.
+    let other = broker.session().await;
+    let statements = vec![one("SELECT 1"), with(insert, vec![text("sad")]), one("DELETE FROM accounts WHERE false")];
+    let batched = other.execute_batch(batch(statements)).await.unwrap();
+    let tags: Vec<_> = batched.results.iter().map(|result| result.command_tag.as_str()).collect();
+    assert_eq!(tags, ["SELECT 1", "INSERT 0 1", "DELETE 0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_to_fail_is_blamed_also_before_one_that_cannot_be_sent() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    let insert = sets("INSERT INTO accounts VALUES ($1, 1)", [vec![int(1)], vec![Kind::BoolValue(true)]]);
+    let failure = session.execute_batch(batch(vec![insert])).await.unwrap_err();
+    assert_eq!((failure.code, place(&failure)), (Code::AlreadyExists, (Some("0"), Some("0"))), "{failure:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_batch_goes_on_with_the_open_transaction_and_can_commit_it() {
     let database = Database::create();
     let broker = Broker::start(&database).await;

@@ -510,22 +510,34 @@ impl Worker {
     }
 }
 
-/// Waits a while; false when it is over.
-async fn a_while(random: &mut StdRng, millis: Range<u64>, over: &CancellationToken) -> bool {
-    let pause = Duration::from_millis(random.random_range(millis));
-    tokio::select! {
-        () = over.cancelled() => false,
-        () = sleep(pause) => true,
+/// When the next thing breaks: by the transactions begun, so that a slow machine has as many that go well as a fast one.
+struct Weather {
+    begun: Arc<AtomicI64>,
+    random: StdRng,
+    over: CancellationToken,
+}
+
+impl Weather {
+    /// Waits for so many more transactions, or for the end: whether there is something to break.
+    async fn after(&mut self, transactions: Range<i64>) -> bool {
+        let due = self.begun.load(Ordering::Relaxed) + self.random.random_range(transactions);
+        while self.begun.load(Ordering::Relaxed) < due {
+            tokio::select! {
+                () = self.over.cancelled() => return false,
+                () = sleep(Duration::from_millis(1)) => {}
+            }
+        }
+        true
     }
 }
 
 /// Terminates one of the broker's backends now and then, and counts them.
-async fn terminate_backends(database: Arc<Database>, mut random: StdRng, over: CancellationToken) -> u64 {
+async fn terminate_backends(database: Arc<Database>, mut weather: Weather) -> u64 {
     const TERMINATE: &str = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) FROM (SELECT pid \
          FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'session-broker' \
          ORDER BY random() LIMIT 1) AS unlucky";
     let mut terminated = 0;
-    while a_while(&mut random, 100..300, &over).await {
+    while weather.after(20..60).await {
         let database = database.clone();
         let count = spawn_blocking(move || database.psql(TERMINATE)).await.unwrap();
         terminated += count.parse::<u64>().unwrap();
@@ -534,13 +546,13 @@ async fn terminate_backends(database: Arc<Database>, mut random: StdRng, over: C
 }
 
 /// Cuts a link now and then, just so or in the middle of a COMMIT, and counts them.
-async fn cut_links(proxy: Arc<Proxy>, mut random: StdRng, over: CancellationToken) -> u64 {
+async fn cut_links(proxy: Arc<Proxy>, mut weather: Weather) -> u64 {
     let mut cut = 0;
-    while a_while(&mut random, 20..120, &over).await {
-        match random.random_range(0..4) {
+    while weather.after(4..16).await {
+        match weather.random.random_range(0..4) {
             0 => proxy.at_next_commit(AtCommit::CutBefore),
             1 | 2 => proxy.at_next_commit(AtCommit::CutAfter),
-            _ if !proxy.cut(random.random_range(0..1000)) => continue,
+            _ if !proxy.cut(weather.random.random_range(0..1000)) => continue,
             _ => {}
         }
         cut += 1;
@@ -659,10 +671,11 @@ async fn bad_day(
 ) -> (Book, u64, u64) {
     let over = CancellationToken::new();
     let random = |part: u32| StdRng::seed_from_u64(seed.wrapping_add(part.into()));
-    let terminating = tokio::spawn(terminate_backends(database.clone(), random(WORKERS), over.clone()));
-    let cutting = tokio::spawn(cut_links(proxy.clone(), random(WORKERS + 1), over.clone()));
-    let clients: Vec<_> = (0..CHANNELS).map(|_| broker.client()).collect();
     let next = Arc::new(AtomicI64::new(0));
+    let weather = |part| Weather { begun: next.clone(), random: random(part), over: over.clone() };
+    let terminating = tokio::spawn(terminate_backends(database.clone(), weather(WORKERS)));
+    let cutting = tokio::spawn(cut_links(proxy.clone(), weather(WORKERS + 1)));
+    let clients: Vec<_> = (0..CHANNELS).map(|_| broker.client()).collect();
     let mut workers = JoinSet::new();
     for (worker, client) in (0..WORKERS).zip(clients.iter().cycle()) {
         let (client, random) = (client.clone(), random(worker));

@@ -155,13 +155,41 @@ async fn a_backend_that_waits_for_a_lost_commit_is_ended_and_its_locks_are_freed
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lost_commit_that_may_have_notified_is_unknown() {
-    let lost = Lost::start().await;
-    lost.session.execute("SELECT pg_notify('news', 'x')").await.unwrap();
-    lost.proxy.at_next_commit(AtCommit::CutBefore);
-    let failed = lost.session.commit().await.unwrap_err();
+async fn a_lost_commit_that_may_act_without_an_id_is_unknown() {
+    let hold = "DECLARE c CURSOR WITH HOLD FOR SELECT 1";
+    for sql in ["SELECT pg_notify('news', 'x')", "NOTIFY news", hold] {
+        let lost = Lost::start().await;
+        lost.session.execute(sql).await.unwrap();
+        lost.proxy.at_next_commit(AtCommit::CutBefore);
+        let failed = lost.session.commit().await.unwrap_err();
+        assert_eq!((failed.code, failed.reason.as_str()), (Code::Unknown, "COMMIT_UNKNOWN"), "{sql}: {failed:?}");
+        assert_eq!(failed.commit.unwrap().commit_token, "");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_under_way_when_its_session_ends_is_unknown_until_it_is_through() {
+    let database = Database::create();
+    database.psql(
+        "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NULL; END'; \
+         CREATE CONSTRAINT TRIGGER doze AFTER UPDATE ON accounts DEFERRABLE INITIALLY DEFERRED \
+         FOR EACH ROW EXECUTE FUNCTION doze()",
+    );
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    let (id, _) = write(&session).await;
+    let first = tokio::spawn({
+        let session = session.clone();
+        async move { session.commit().await }
+    });
+    database.wait_for(SLEEPING, "1");
+    // The drain's grace is one second.
+    broker.begin_stop();
+    while session.get().await.unwrap().end_reason() == EndReason::Unspecified {}
+    let failed = session.commit().await.unwrap_err();
     assert_eq!((failed.code, failed.reason.as_str()), (Code::Unknown, "COMMIT_UNKNOWN"), "{failed:?}");
-    assert_eq!(failed.commit.unwrap().commit_token, "");
+    assert_eq!(failed.commit.unwrap().transaction_id, id);
+    assert_eq!(first.await.unwrap().unwrap().outcome(), Outcome::Committed);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -495,31 +523,22 @@ fn crash(server: &Server) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_crash_no_id_that_was_given_out_again_is_taken_for_a_commit() {
-    for (tracks, kept, lost) in
-        [("off", Outcome::Unknown, Outcome::Unknown), ("on", Outcome::Committed, Outcome::RolledBack)]
-    {
-        let mut server = Server::start();
-        server.psql(&format!("ALTER SYSTEM SET track_commit_timestamp = {tracks}"));
-        server.postgres.restart().unwrap();
-        let broker = Broker::start_at(&server.postgres.url("sample"), "", "").await;
-        let session = broker.session().await;
-        let (_, durable) = write(&session).await;
-        assert_eq!(session.commit().await.unwrap().outcome(), Outcome::Committed);
-        server.psql("CHECKPOINT");
-        // Nothing of this one reaches the disk.
-        let (id, volatile) = write(&session).await;
-        crash(&server);
-        let another_with_the_same_id = server.psql("SELECT pg_current_xact_id()");
-        assert_eq!(another_with_the_same_id, id.to_string());
-        assert_eq!(server.psql(&format!("SELECT pg_xact_status('{id}')")), "committed");
-        for (token, expected) in [(&durable, kept), (&volatile, lost)] {
-            let answer = resolved(&broker, token).await;
-            assert_eq!(answer.outcome(), expected, "{tracks}");
-            let reason =
-                if expected == Outcome::Unknown { UnknownReason::ServerCrashed } else { UnknownReason::Unspecified };
-            assert_eq!(answer.unknown_reason(), reason);
-        }
-    }
+    let server = Server::start();
+    let broker = Broker::start_at(&server.postgres.url("sample"), "", "").await;
+    let session = broker.session().await;
+    let (_, durable) = write(&session).await;
+    session.rollback().await.unwrap();
+    server.psql("CHECKPOINT");
+    // Nothing of this one reaches the disk.
+    let (id, volatile) = write(&session).await;
+    crash(&server);
+    assert_eq!(resolved(&broker, &volatile).await.outcome(), Outcome::RolledBack);
+    let another_with_the_same_id = server.psql("SELECT pg_current_xact_id()");
+    assert_eq!(another_with_the_same_id, id.to_string());
+    assert_eq!(server.psql(&format!("SELECT pg_xact_status('{id}')")), "committed");
+    let answer = resolved(&broker, &volatile).await;
+    assert_eq!((answer.outcome(), answer.unknown_reason()), (Outcome::Unknown, UnknownReason::ServerCrashed));
+    assert_eq!(resolved(&broker, &durable).await.outcome(), Outcome::RolledBack);
 }
 
 #[tokio::test(flavor = "multi_thread")]

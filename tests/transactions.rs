@@ -12,6 +12,22 @@ const SHOWN: &str = "SELECT current_setting('transaction_isolation'), current_se
      current_setting('transaction_deferrable')";
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_may_be_what_the_servers_defaults_are_not() {
+    let database = Database::create();
+    let engine =
+        "server_settings = { default_transaction_read_only = \"on\", default_transaction_deferrable = \"on\" }";
+    let broker = Broker::start_with(&database, engine, "").await;
+    let session = broker.session().await;
+    let own = transaction_options(IsolationLevel::Unspecified, Some(false), Some(false));
+    let request = pb::ExecuteRequest { transaction_options: Some(own), ..session.statement(SHOWN, vec![]) };
+    let shown = session.run(request).await.unwrap();
+    assert_eq!(first_row(&shown), ["read committed", "off", "off"].map(text));
+    session.execute_and_commit("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
+    let denied = session.execute("UPDATE accounts SET balance = 8 WHERE id = 1").await.unwrap_err();
+    assert_eq!(denied.metadata["sqlstate"], "25006");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_transactions_options_go_over_its_sessions_and_for_it_alone() {
     let database = Database::create();
     let broker = Broker::start(&database).await;

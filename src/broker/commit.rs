@@ -38,8 +38,7 @@ pub struct Cluster {
     pub system_identifier: u64,
     /// Counts its failovers; a promoted standby may give ids out again.
     pub timeline: u32,
-    /// When the server last lost its memory, in microseconds since 1970: after a crash, ids whose commit had not reached
-    /// the disk are given out again.
+    /// Changes when the server crashes: ids of which nothing had reached the disk are then given out again.
     pub epoch: i64,
     /// `pg_database.oid`.
     pub database: u32,
@@ -76,7 +75,7 @@ pub enum UnknownReason {
     OtherTimeline,
     /// Its database has been dropped.
     DatabaseDropped,
-    /// The server has crashed since.
+    /// The server seems to have crashed since.
     ServerCrashed,
     /// PostgreSQL has forgotten.
     TooOld,

@@ -162,7 +162,7 @@ pub trait Connection: Send {
     /// Which cluster the server belongs to, if it has told.
     fn cluster(&self) -> Option<Cluster>;
 
-    /// The transaction's xid8, once it has one. It is known for certain whenever [`Self::execute`] has succeeded.
+    /// The transaction's xid8, once it has one. Whether it has is known for certain when [`Self::execute`] has succeeded.
     fn xid(&self) -> Option<u64>;
 
     /// Does the work to its end, in a transaction begun in the same round trip when `begin` is given: one result for each
@@ -286,10 +286,10 @@ impl SavepointName {
 pub struct TransactionOptions {
     /// `None`: PostgreSQL's default.
     pub isolation_level: Option<IsolationLevel>,
-    /// READ ONLY.
-    pub read_only: bool,
-    /// DEFERRABLE.
-    pub deferrable: bool,
+    /// READ ONLY or READ WRITE; `None`: PostgreSQL's default.
+    pub read_only: Option<bool>,
+    /// DEFERRABLE or NOT DEFERRABLE; `None`: PostgreSQL's default.
+    pub deferrable: Option<bool>,
     /// SET LOCAL lock_timeout.
     pub lock_timeout: Option<Duration>,
     /// SET LOCAL ROLE.
@@ -341,7 +341,7 @@ pub enum StatementError {
 /// What COMMIT did.
 #[derive(Debug, Clone, PartialEq)]
 pub enum CommitVerdict {
-    /// Committed.
+    /// Committed. Also when the answer was lost, if the transaction had only read: nothing is lost with it.
     Committed,
     /// The transaction had failed; PostgreSQL rolled it back.
     RolledBack,

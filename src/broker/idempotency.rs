@@ -44,6 +44,13 @@ struct Known {
     outcomes: u32,
 }
 
+impl Known {
+    /// Whether it stands for nothing, and nobody holds it or waits for it.
+    fn is_unused(&self) -> bool {
+        self.outcomes == 0 && Arc::strong_count(&self.slot) == 1
+    }
+}
+
 /// Locked by the call that runs.
 type Slot = tokio::sync::Mutex<Option<Outcome>>;
 
@@ -108,9 +115,7 @@ impl Drop for Held {
     fn drop(&mut self) {
         let mut kept = lock(&self.kept);
         self.slot = None;
-        // Where the map's is the last, nobody waits.
-        let unused = |known: &Known| known.outcomes == 0 && Arc::strong_count(&known.slot) == 1;
-        if kept.slots.get(&self.key).is_some_and(unused) {
+        if kept.slots.get(&self.key).is_some_and(Known::is_unused) {
             kept.slots.remove(&self.key);
         }
     }
@@ -127,7 +132,8 @@ impl Kept {
                 self.bytes -= size;
                 if let Entry::Occupied(mut known) = self.slots.entry(key) {
                     known.get_mut().outcomes -= 1;
-                    if known.get().outcomes == 0 {
+                    // One that a call holds goes with the call.
+                    if known.get().is_unused() {
                         known.remove();
                     }
                 }

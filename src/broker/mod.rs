@@ -32,7 +32,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
@@ -63,6 +63,9 @@ const LABEL_VALUE_BYTES_MAX: usize = 255;
 const SETTINGS_MAX: usize = 16;
 const SETTING_BYTES_MAX: usize = 1024;
 
+/// The most that all kept answers of numbered calls take together: sixteen for each of a thousand busy sessions.
+const KEPT_KIB_MAX: usize = 64 * 1024;
+
 /// The longest name a caller may give a request that it may repeat: room for two UUIDs and a prefix.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
@@ -85,6 +88,8 @@ struct Shared {
     reaper: mpsc::UnboundedSender<reaper::Order>,
     commit_tokens: CommitTokens,
     outcomes: Outcomes,
+    /// Room for the answers of numbered calls, in KiB.
+    kept_kib: Arc<Semaphore>,
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
@@ -175,6 +180,7 @@ impl Broker {
             reaper: orders,
             commit_tokens,
             outcomes: Outcomes::default(),
+            kept_kib: Arc::new(Semaphore::new(KEPT_KIB_MAX)),
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
         });
@@ -191,6 +197,10 @@ impl Broker {
     pub fn begin_session(&self, principal: &Principal, request: BeginSession) -> Result<Granted, Error> {
         if let Some(repeatable) = &request.repeatable {
             check_name("request_id", &repeatable.id)?;
+            // Also while draining: it is there, and its caller is to end it.
+            if let Some(known) = self.shared.registry.begun_by(principal, repeatable)? {
+                return Ok(Granted { lease_ttl: known.lease_ttl(), session: known });
+            }
         }
         let session = self.open(Life::Leased, principal, &request)?;
         let known = self.shared.registry.insert(session.clone(), request.repeatable)?;
@@ -344,8 +354,8 @@ impl Broker {
                 .unwrap_or(self.profile.transaction_timeout);
         let transaction = TransactionOptions {
             isolation_level: request.isolation_level,
-            read_only: request.read_only,
-            deferrable: request.deferrable,
+            read_only: request.read_only.then_some(true),
+            deferrable: request.deferrable.then_some(true),
             lock_timeout: within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?,
             role: request.role.clone(),
             settings: request.settings.clone(),

@@ -68,6 +68,18 @@ impl Registry {
         Ok(session)
     }
 
+    /// The session that the same request has begun before.
+    pub(super) fn begun_by(
+        &self,
+        principal: &Principal,
+        repeatable: &Repeatable,
+    ) -> Result<Option<Arc<Session>>, Error> {
+        let Repeatable { id, fingerprint } = repeatable;
+        let mut entries = self.lock();
+        entries.forget_old(&self.limits, Instant::now());
+        entries.begun_by(&((principal.clone(), id.clone()), *fingerprint))
+    }
+
     /// The session of that id, live or remembered.
     pub(super) fn get(&self, id: SessionId) -> Option<Arc<Session>> {
         let mut entries = self.lock();

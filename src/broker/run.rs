@@ -13,9 +13,9 @@ use super::engine::IdempotencyTable;
 use super::error::{Bound, EndReason, Error, Failure};
 use super::idempotency::{Fingerprint, Held, Outcome};
 use super::principal::Principal;
-use super::session::{ExecuteCall, Executed, Life, Session};
+use super::session::{ExecuteCall, Executed, Life, Session, TransactionState};
 use super::statement::{Parameter, ResultSet, Statement};
-use super::transaction::Verdict;
+use super::transaction::{Deadline, Verdict};
 use super::value::Value;
 use super::{BeginSession, Broker, check_name};
 use crate::random::jittered;
@@ -106,6 +106,10 @@ impl Broker {
         check(&run).map_err(refused)?;
         let session = Own(self.open(Life::OneShot, principal, &run.begin).map_err(refused)?);
         self.shared.registry.insert(session.0.clone(), None).map_err(refused)?;
+        // A drain that began meanwhile may have looked at the sessions before this one was there.
+        if self.shared.is_draining() {
+            return Err(refused(Error::Draining));
+        }
         let mut attempts = 0;
         let mut pause = PAUSE_MIN;
         loop {
@@ -115,12 +119,11 @@ impl Broker {
                 Ok((answer, verdict)) => return Ok(Ran { answer, verdict, attempts }),
                 Err(failure) => failure,
             };
+            let failure = roll_back(&session.0, failure).await;
             if attempts >= run.attempts_max.max(1) || !is_transient(&failure) {
                 let failure = without_session(failure, &session.0);
                 return Err(RunFailure { failure, attempts });
             }
-            // An attempt that fails before its commit leaves a failed transaction.
-            let _ = session.0.rollback().await;
             sleep(jittered(pause)).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
@@ -142,6 +145,16 @@ fn check(run: &Run) -> Result<(), Error> {
         }
         None => Ok(()),
     }
+}
+
+/// Rolls back what an attempt has left that failed before its commit.
+async fn roll_back(session: &Arc<Session>, failure: Failure) -> Failure {
+    let is_open = session.state().is_ok_and(|state| state.transaction != TransactionState::None);
+    if is_open {
+        let _ = session.rollback().await;
+    }
+    let verdict = failure.verdict.or(is_open.then_some(Verdict::RolledBack));
+    Failure { verdict, ..failure }
 }
 
 /// Whether the transaction was rolled back for meeting another, and would do well the next time.
@@ -216,7 +229,14 @@ impl Attempt<'_> {
         let ran = self.execute(self.run.statements.clone(), false).await?;
         let answer = (self.run.encode)(ran.results.clone());
         let keep = bound(&table.keep, [name(), vec![Value::Bytes(answer.into())]].concat())?;
-        let kept = own(self.execute([keep].into(), true).await)?;
+        let kept = own(self.execute([keep].into(), true).await).map_err(|failure| match failure.error {
+            // It was there when it was claimed.
+            Error::ExpectationFailed { .. } => {
+                let problem = "the idempotency table did not take the answer: check its policies and triggers";
+                Failure { error: Error::Unreturnable(problem.into()), ..failure }
+            }
+            _ => failure,
+        })?;
         Ok((Answer::Results(ran.results), kept.verdict.unwrap_or(Verdict::NothingWritten)))
     }
 
@@ -235,13 +255,13 @@ impl Attempt<'_> {
 
     /// Waits for the calls that came before with the same key.
     async fn hold(&self, key: &str) -> Result<Held, Failure> {
-        let after = self.session.transaction_timeout();
-        let until = Instant::now() + after;
-        let until = self.run.grpc_deadline.map_or(until, |deadline| until.min(deadline));
+        let now = Instant::now();
+        let mut deadline = Deadline::new(now, now + self.session.transaction_timeout(), Bound::TransactionTimeout);
+        if let Some(at) = self.run.grpc_deadline {
+            deadline = deadline.or_earlier(at, Bound::GrpcDeadline);
+        }
         let holding = self.broker.shared.outcomes.hold(self.session.principal(), key);
-        timeout_at(until, holding)
-            .await
-            .map_err(|_| Error::DeadlineExceeded { bound: Bound::TransactionTimeout, after }.into())
+        timeout_at(deadline.at(), holding).await.map_err(|_| deadline.exceeded().into())
     }
 
     /// What an earlier call with the key has come to.

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tracing::{error, info};
 
@@ -85,12 +85,12 @@ pub struct Numbered {
 #[derive(Debug)]
 struct Kept {
     numbered: Numbered,
-    /// `None` when it was too large.
-    answer: Option<Box<Result<Executed, Failure>>>,
+    /// `None` when it was too large, or there was no room. The permit is its room.
+    answer: Option<(Box<Result<Executed, Failure>>, OwnedSemaphorePermit)>,
 }
 
 /// The largest result kept for a repeat. What changes data answers little; what reads much can be read again.
-const KEPT_BYTES_MAX: usize = 64 * 1024;
+const KEPT_KIB_MAX: usize = 64;
 
 /// Where a session is in its life.
 #[derive(Debug)]
@@ -113,6 +113,8 @@ struct Open {
     /// Once PostgreSQL has given it one.
     id: Option<TransactionId>,
     failed: bool,
+    /// COMMIT is under way.
+    committing: bool,
 }
 
 /// Where a session stands, as its caller sees it.
@@ -457,6 +459,8 @@ impl Session {
         let state = self.lock();
         match (&state.phase, state.calls) {
             (Phase::Ended(_), _) => None,
+            // Its caller is there, waiting.
+            _ if self.life == Life::OneShot => None,
             (_, 1..) => Some(state.lease.judge_again(now)),
             (_, 0) => match state.lease.judge(now) {
                 Judgement::HoldsUntil(due) => Some(due),
@@ -485,7 +489,7 @@ impl Session {
         if let Phase::Ended(earlier) = state.phase {
             return earlier;
         }
-        if let Phase::Open(_) = state.phase {
+        if let Phase::Open(Open { committing: false, .. }) = state.phase {
             // What was committed before says nothing of the transaction that ends now.
             state.last_commit = None;
         }
@@ -545,7 +549,8 @@ impl Session {
             (phase @ Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.options.transaction_timeout;
-                *phase = Phase::Open(Open { commands, deadline, backend: None, id: None, failed: false });
+                *phase =
+                    Phase::Open(Open { commands, deadline, backend: None, id: None, failed: false, committing: false });
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
             }
@@ -593,8 +598,8 @@ impl Session {
         let Some(TransactionChoice { isolation_level, read_only, deferrable }) = choice else { return options.clone() };
         Arc::new(TransactionOptions {
             isolation_level: isolation_level.or(options.isolation_level),
-            read_only: read_only.unwrap_or(options.read_only),
-            deferrable: deferrable.unwrap_or(options.deferrable),
+            read_only: read_only.or(options.read_only),
+            deferrable: deferrable.or(options.deferrable),
             ..TransactionOptions::clone(options)
         })
     }
@@ -652,6 +657,15 @@ impl Session {
     pub(super) fn set_transaction_id(&self, id: TransactionId) {
         if let Phase::Open(open) = &mut self.lock().phase {
             open.id = Some(id);
+        }
+    }
+
+    /// Tells the session that COMMIT is under way: until its answer comes, what became of it is unknown.
+    pub(super) fn set_committing(&self, id: Option<TransactionId>) {
+        let mut state = self.lock();
+        if let Phase::Open(open) = &mut state.phase {
+            open.committing = true;
+            state.last_commit = Some(Verdict::Unknown(id));
         }
     }
 
@@ -743,7 +757,8 @@ impl Turn {
     /// is the next.
     fn repeated(&self, numbered: Numbered) -> Option<Result<Executed, Failure>> {
         let Numbered { seq, fingerprint } = numbered;
-        let last = self.ticket.0.lock().last_numbered.as_ref().map(|kept| (kept.numbered, kept.answer.clone()));
+        let kept = |kept: &Kept| (kept.numbered, kept.answer.as_ref().map(|(answer, _)| answer.clone()));
+        let last = self.ticket.0.lock().last_numbered.as_ref().map(kept);
         let expected = last.as_ref().map_or(1, |(last, _)| last.seq + 1);
         let answer = match last {
             _ if seq == expected => return None,
@@ -764,7 +779,10 @@ impl Turn {
     /// Keeps a numbered call's answer for a repeat.
     pub(super) fn keep(&self, numbered: Numbered, answer: &Result<Executed, Failure>) {
         let bytes: usize = answer.iter().flat_map(|executed| &executed.results).map(ResultSet::kept_bytes).sum();
-        let answer = (bytes <= KEPT_BYTES_MAX).then(|| Box::new(answer.clone()));
+        let kib = 1 + bytes / 1024;
+        let room = self.ticket.0.shared.kept_kib.clone();
+        let room = u32::try_from(kib).ok().filter(|_| kib <= KEPT_KIB_MAX).map(|kib| room.try_acquire_many_owned(kib));
+        let answer = room.and_then(Result::ok).map(|room| (Box::new(answer.clone()), room));
         let mut state = self.ticket.0.lock();
         if !matches!(state.phase, Phase::Ended(_)) {
             state.last_numbered = Some(Kept { numbered, answer });

@@ -187,7 +187,11 @@ impl Deadline {
         if at < self.at { Self { at, bound, ..self } } else { self }
     }
 
-    fn exceeded(&self) -> Error {
+    pub(super) fn at(&self) -> Instant {
+        self.at
+    }
+
+    pub(super) fn exceeded(&self) -> Error {
         let after = self.at.saturating_duration_since(self.start);
         Error::DeadlineExceeded { bound: self.bound, after }
     }
@@ -455,6 +459,7 @@ impl Transaction {
 
     /// Commits and tells the truth about it.
     async fn commit(&mut self, committing: Committing) -> End {
+        self.session.set_committing(self.id.clone());
         let (verdict, error) = match self.connection.commit().await {
             CommitVerdict::Committed => (self.id.clone().map_or(Verdict::NothingWritten, Verdict::Committed), None),
             CommitVerdict::RolledBack => (Verdict::RolledBack, None),

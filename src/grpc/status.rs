@@ -142,8 +142,9 @@ fn status(failure: Failure, mut metadata: HashMap<String, String>) -> Status {
     let Failure { error, state, verdict, index: _ } = failure;
     let Row { code, reason, advice } = lookup(&error);
     let in_failed = state.as_ref().is_some_and(|state| state.transaction == TransactionState::Failed);
-    // In a failed transaction no call alone can be repeated.
-    let advice = if in_failed && advice == Scope::Call { Scope::Transaction } else { advice };
+    // Where a transaction has failed or was rolled back, no call alone can be repeated.
+    let is_over = in_failed || verdict.is_some();
+    let advice = if is_over && advice == Scope::Call { Scope::Transaction } else { advice };
     metadata.extend(self::metadata(&error));
     let info = rpc::ErrorInfo { reason: reason.into(), domain: DOMAIN.into(), metadata };
     let mut details = vec![

@@ -66,8 +66,9 @@ pub(super) struct PooledConnection {
     cancelled_before: u32,
     /// The transaction's id, once PostgreSQL has told it.
     xid: OnceLock<u64>,
-    /// Whether its transaction may have notified somebody: that takes place at COMMIT, and needs no id before.
-    may_notify: AtomicBool,
+    /// Whether COMMIT may do something, or fail, although the transaction has no id: send notifications, commit on a
+    /// foreign server, fill a cursor WITH HOLD, find out that what was read cannot stand.
+    may_act: AtomicBool,
     /// Whether its transaction has run something that may have left a trace: a strict reset does not trust it, and
     /// names may mean something else to it than to others, so it neither uses nor fills the statement cache.
     soiled: AtomicBool,
@@ -126,7 +127,7 @@ impl PooledConnection {
             canceller,
             cancelled_before,
             xid: OnceLock::new(),
-            may_notify: AtomicBool::new(false),
+            may_act: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
         }
     }
@@ -159,6 +160,8 @@ impl PooledConnection {
             },
             Some(options) => self.begin(options, prepare).await?,
         };
+        // The driver looks unknown types up with statements of its own.
+        self.backend().wire.forget_tags();
         if is_new {
             self.cache(statement, &prepared);
         }
@@ -175,7 +178,9 @@ impl PooledConnection {
         let sql = begin_sql(options, nets);
         let (begun, first) = join!(client.batch_execute(&sql), first);
         let status = wire.settled().await.map_err(StatementError::LostBeforeBegin)?;
-        wire.forget_tags();
+        if options.isolation_level == Some(IsolationLevel::Serializable) {
+            self.may_act.store(true, Ordering::Relaxed);
+        }
         match (begun, first) {
             (Ok(()), Ok(first)) => Ok(first),
             (Ok(()), Err(error)) => Err(self.failure(&error).await),
@@ -259,8 +264,8 @@ impl PooledConnection {
                     return Err(self.halt(pipeline, index, StatementError::Refused(error), was_cached).await);
                 }
             };
-            if statement.may_notify() {
-                self.may_notify.store(true, Ordering::Relaxed);
+            if statement.kind() != Kind::Query || statement.may_notify() {
+                self.may_act.store(true, Ordering::Relaxed);
             }
             let run = prepared.clone();
             let rows = send(async move { client.query_raw(&run, parameters).await }).await;
@@ -355,11 +360,14 @@ impl PooledConnection {
         }
     }
 
-    /// Stops at a statement that has not been sent. If others have run before it, the transaction is failed: half of
-    /// what was asked must not commit.
-    async fn halt(&self, pipeline: Pipeline<'_>, index: usize, error: StatementError, was_cached: bool) -> Halt {
+    /// Stops at a statement that has not been sent. If others have run before it, they are the first to be blamed, and
+    /// otherwise the transaction is failed: half of what was asked must not commit.
+    async fn halt(&self, mut pipeline: Pipeline<'_>, index: usize, error: StatementError, was_cached: bool) -> Halt {
+        if let Err(halt) = self.land(&mut pipeline, 0).await {
+            return halt;
+        }
         let error = match error {
-            StatementError::Refused(error) if index > 0 => self.abandon(None, pipeline.sent, error).await,
+            StatementError::Refused(error) if index > 0 => self.abandon(None, VecDeque::new(), error).await,
             error => error,
         };
         Halt { index, error, was_cached }
@@ -523,7 +531,7 @@ impl Connection for PooledConnection {
     async fn commit(&mut self) -> CommitVerdict {
         let Backend { client, wire, .. } = self.backend();
         let had_failed = wire.status() == TransactionStatus::Failed;
-        let may_act = self.xid.get().is_some() || self.may_notify.load(Ordering::Relaxed);
+        let may_act = self.xid.get().is_some() || self.may_act.load(Ordering::Relaxed);
         wire.forget_tags();
         let answer = client.batch_execute("COMMIT").await;
         let settled = wire.settled().await;
@@ -533,7 +541,7 @@ impl Connection for PooledConnection {
             (Some("ROLLBACK"), _, _) => CommitVerdict::RolledBack,
             // However a failed transaction ends, it is rolled back.
             (_, _, Err(_)) if had_failed => CommitVerdict::RolledBack,
-            // However one ends that has nothing to do at COMMIT, nothing is lost.
+            // However one ends that has only read, nothing is lost.
             (_, _, Err(_)) if !may_act => CommitVerdict::Committed,
             (_, _, Err(lost)) => CommitVerdict::Lost(lost),
             (_, Err(error), Ok(TransactionStatus::Idle)) if error.as_db_error().is_some() => {
@@ -709,8 +717,16 @@ fn begin_sql(options: &TransactionOptions, nets: &Nets) -> String {
             IsolationLevel::Serializable => " ISOLATION LEVEL SERIALIZABLE",
         });
     }
-    sql.push_str(if *read_only { " READ ONLY" } else { "" });
-    sql.push_str(if *deferrable { " DEFERRABLE" } else { "" });
+    sql.push_str(match read_only {
+        Some(true) => " READ ONLY",
+        Some(false) => " READ WRITE",
+        None => "",
+    });
+    sql.push_str(match deferrable {
+        Some(true) => " DEFERRABLE",
+        Some(false) => " NOT DEFERRABLE",
+        None => "",
+    });
     let timeouts = [
         ("statement_timeout", Some(statement_net), nets.statement),
         ("idle_in_transaction_session_timeout", Some(idle_net), nets.idle),

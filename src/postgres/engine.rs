@@ -22,7 +22,7 @@ use crate::broker::connect::ConnectOverrides;
 use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo, IdempotencyTable};
 use crate::broker::error::Error;
 use crate::broker::principal::Principal;
-use crate::broker::statement::Statement;
+use crate::broker::statement::{Expectation, Statement};
 
 /// A table's name: with its schema, or found on the login role's path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,8 @@ fn idempotency(table: &TableName) -> IdempotencyTable {
         read: statement(format!(
             "SELECT request, answer, transaction_id::pg_catalog.text FROM {table} WHERE principal = $1 AND key = $2"
         )),
-        keep: statement(format!("UPDATE {table} SET answer = $3 WHERE principal = $1 AND key = $2")),
+        keep: statement(format!("UPDATE {table} SET answer = $3 WHERE principal = $1 AND key = $2"))
+            .expecting(Some(Expectation::Exactly(1))),
     }
 }
 

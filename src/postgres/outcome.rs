@@ -12,8 +12,8 @@ use crate::broker::commit::{Cluster, ClusterXid, Resolution, UnknownReason};
 /// SQLSTATE of asking for an id that has not been given out.
 const INVALID_PARAMETER_VALUE: &str = "22023";
 
-/// The last column is when the server last lost its memory: a crash resets both statistics, an operator resets one at
-/// most, and a clean stop none. Every name is PostgreSQL's own: a caller may have made its namesake in a schema on the
+/// The last column tells whether the server has lost its memory: a crash resets both statistics, a clean stop none. So may
+/// an operator, which then takes outcomes away that could have been told, but never turns one around. Every name is PostgreSQL's own: a caller may have made its namesake in a schema on the
 /// path.
 const IDENTITY: &str = "SELECT system_identifier, \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END, \
@@ -101,19 +101,14 @@ pub(super) async fn resolve(
         answers => answers?,
     };
     let row = first_row(&answers);
-    let same_epoch = now.epoch == cluster.epoch;
     match (row.and_then(|row| row.get(0)), row.and_then(|row| row.get(1))) {
         (_, Some("f")) => unknown(UnknownReason::DatabaseDropped),
-        (Some("committed"), _) if same_epoch => Ok(Resolution::Committed),
-        (Some("committed"), _) => Ok(match committed_at(client, *xid).await? {
-            Some(at) if at < now.epoch => Resolution::Committed,
-            // The id was given out again.
-            Some(_) => Resolution::RolledBack,
-            None => Resolution::Unknown(UnknownReason::ServerCrashed),
-        }),
-        (Some("in progress"), _) if same_epoch => Ok(Resolution::InProgress),
-        // No transaction outlives a crash: what is in progress after one was given the id again.
-        (Some("aborted" | "in progress"), _) => Ok(Resolution::RolledBack),
+        (Some("committed"), _) if now.epoch == cluster.epoch => Ok(Resolution::Committed),
+        // It may be another's, who was given the id again because ours was lost.
+        (Some("committed"), _) => unknown(UnknownReason::ServerCrashed),
+        (Some("in progress"), _) => Ok(Resolution::InProgress),
+        // Ours, or another's who was given the id again because ours was lost.
+        (Some("aborted"), _) => Ok(Resolution::RolledBack),
         _ => unknown(UnknownReason::TooOld),
     }
 }
@@ -131,18 +126,5 @@ async fn end_orphan(client: &Client, backend: i32, xid: u64) -> Result<(), tokio
         // Not ours to end.
         Err(error) if error.as_db_error().is_some() => Ok(()),
         ended => ended.map(drop),
-    }
-}
-
-/// When a transaction committed, in microseconds since 1970, if the server keeps that.
-async fn committed_at(client: &Client, xid: u64) -> Result<Option<i64>, tokio_postgres::Error> {
-    let at = format!(
-        "SELECT pg_catalog.date_part('epoch', \
-            pg_catalog.pg_xact_commit_timestamp('{xid}'::pg_catalog.xid8::pg_catalog.xid))"
-    );
-    match client.simple_query(&at).await {
-        // track_commit_timestamp is off.
-        Err(error) if error.as_db_error().is_some() => Ok(None),
-        answers => Ok(first_row(&answers?).and_then(|row| microseconds(row.get(0)?))),
     }
 }
