@@ -223,7 +223,9 @@ async fn a_key_whose_run_was_unknown_is_asked_about_and_not_run_again() {
         let statements = vec![pb::RunStatement { sql, ..Default::default() }];
         let run = pb::RunRequest { statements, idempotency_key: "k".into(), ..Default::default() };
         // The one connection there is goes with the commit.
-        broker.session().await.execute_and_commit("SELECT 1").await.unwrap();
+        let session = broker.session().await;
+        session.execute_and_commit("SELECT 1").await.unwrap();
+        while session.get().await.unwrap().pool.unwrap().in_use > 0 {}
         proxy.refuse();
         proxy.at_next_commit(cut);
         let mut request = tonic::Request::new(run.clone());
