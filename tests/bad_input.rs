@@ -6,7 +6,7 @@ use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
 
 use crate::support::{Broker, Database, Failure, Session, first_row, int, millis, seconds, text};
-use pb::TransactionState;
+use pb::{Outcome, TransactionState};
 
 /// A bad request of Execute changes nothing: the transaction, its effects and the session stand.
 async fn refused(session: &Session, request: pb::ExecuteRequest, field: &str) -> Failure {
@@ -278,7 +278,7 @@ async fn what_a_caller_could_not_see_is_not_committed() {
         assert_eq!(failure.transaction_state(), TransactionState::Failed);
         assert_eq!(session.commit().await.unwrap_err().reason, "COMMIT_ROLLED_BACK");
         let failure = session.run(pb::ExecuteRequest { commit: true, ..request }).await.unwrap_err();
-        assert_eq!(failure.commit.as_ref().unwrap().outcome(), pb::Outcome::RolledBack);
+        assert_eq!(failure.commit.as_ref().unwrap().outcome(), Outcome::RolledBack);
         assert_eq!(failure.transaction_state(), TransactionState::None);
     }
     assert_eq!(database.balances(), "100 100");
@@ -318,6 +318,28 @@ async fn more_calls_than_the_queue_holds_are_refused_with_nothing_run() {
     }
     session.commit().await.unwrap();
     assert_eq!(database.balances(), "102 102");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_finds_the_queue_full_says_nothing_of_an_earlier_one() {
+    let database = Database::create();
+    let broker = Broker::start_with(&database, "", "[profile]\nsession_queue_max = 1").await;
+    let session = broker.session().await;
+    session.execute_and_commit("UPDATE accounts SET balance = 1").await.unwrap();
+    let lock = database.hold("LOCK TABLE accounts");
+    let running = tokio::spawn({
+        let session = session.clone();
+        async move { session.execute("UPDATE accounts SET balance = 2").await }
+    });
+    database.wait_for("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'", "1");
+    let refused = session.commit().await.unwrap_err();
+    assert_eq!((refused.code, refused.reason.as_str()), (Code::ResourceExhausted, "SESSION_QUEUE_FULL"));
+    drop(lock);
+    running.await.unwrap().unwrap();
+    session.rollback().await.unwrap();
+    // Nor does one after a transaction that was rolled back.
+    assert_eq!(session.commit().await.unwrap().outcome(), Outcome::NothingWritten);
+    assert_eq!(database.balances(), "1 1");
 }
 
 #[tokio::test(flavor = "multi_thread")]

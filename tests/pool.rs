@@ -370,3 +370,18 @@ async fn combinations_of_options_share_the_engines_total_and_are_bounded() {
     // Unused, they are closed and forgotten; the engine's own stays.
     until_pool(&plain, |pool| pool.sub_pools == 1 && pool.open == 0).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_cancelled_by_a_callers_own_timeout_costs_no_connection() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    for _ in 0..3 {
+        session.execute("SET LOCAL statement_timeout = 20").await.unwrap();
+        let stopped = session.execute("SELECT pg_sleep(10)").await.unwrap_err();
+        assert_eq!(stopped.metadata["sqlstate"], "57014");
+        session.rollback().await.unwrap();
+        while session.get().await.unwrap().pool.unwrap().in_use > 0 {}
+    }
+    assert_eq!(session.get().await.unwrap().pool.unwrap().opened, 1);
+}

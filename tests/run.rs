@@ -323,6 +323,40 @@ async fn of_calls_with_one_key_at_once_exactly_one_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_meets_a_run_with_the_same_key_is_not_told_that_it_was_rolled_back() {
+    let database = database_with_keys();
+    let broker = durable(&database).await;
+    let gate = database.hold(GATE);
+    let run = isolated(IsolationLevel::RepeatableRead, 1, [vec![through_gate()], transfer("1")].concat());
+    let run = pb::RunRequest { idempotency_key: "k".into(), ..run };
+    let first = spawn_run(&broker, run.clone());
+    let waits = |what: &str| format!("SELECT count(*) FROM pg_stat_activity WHERE wait_event = '{what}'");
+    database.wait_for(&waits("advisory"), "1");
+    let second = spawn_run(&broker, run.clone());
+    database.wait_for(&waits("transactionid"), "1");
+    drop(gate);
+    first.await.unwrap().unwrap();
+    // PostgreSQL fails it because the first has committed.
+    let met = second.await.unwrap().unwrap_err();
+    assert_eq!((met.code, met.metadata["sqlstate"].as_str(), met.commit), (Code::Aborted, "40001", None));
+    assert!(broker.run(run).await.unwrap().replayed);
+    assert_eq!(database.balances(), "99 101");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_too_large_to_be_given_again_does_not_commit() {
+    for (database, broker) in brokers().await {
+        // A single value within the limit, and its answer over it.
+        let large = statement("SELECT repeat('x', $1) FROM accounts WHERE id = 1", vec![int(7 * 512 * 1024 - 100)]);
+        let credit = statement("UPDATE accounts SET balance = 7 WHERE id = 1", vec![]);
+        let failure = broker.run(keyed("k", vec![credit, large])).await.unwrap_err();
+        assert_eq!((failure.code, failure.reason.as_str()), (Code::ResourceExhausted, "RESULT_TOO_LARGE"));
+        assert_eq!(failure.commit.unwrap().outcome(), Outcome::RolledBack);
+        assert_eq!(database.balances(), "100 100");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_in_the_table_is_known_to_every_broker() {
     let database = database_with_keys();
     let first = durable(&database).await;

@@ -132,18 +132,21 @@ async fn commit_and_rollback_and_close_can_be_repeated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_commits_verdict_is_forgotten_only_when_a_transaction_has_begun() {
+async fn a_commits_verdict_is_forgotten_with_the_next_statement() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
     session.execute("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
     let first = session.commit().await.unwrap();
-    // Nothing ran, so nothing new can have been committed.
-    session.execute("SELECT $1::int4").await.unwrap_err();
-    assert_eq!(session.commit().await.unwrap().transaction_id, first.transaction_id);
     session.close().await.unwrap();
     let again = session.commit().await.unwrap();
     assert_eq!((again.transaction_id, again.state), (first.transaction_id, None));
+
+    // Whoever commits what could not begin is not told of what was before.
+    let unbegun = broker.session().await;
+    unbegun.execute_and_commit("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
+    unbegun.execute("SELECT $1::int4").await.unwrap_err();
+    assert_eq!(unbegun.commit().await.unwrap().outcome(), Outcome::NothingWritten);
 
     let other = broker.session().await;
     other.execute("UPDATE accounts SET balance = 8 WHERE id = 1").await.unwrap();

@@ -64,7 +64,7 @@ pub enum Error {
         expected: u64,
     },
     /// A numbered call was repeated, and its answer is not kept.
-    #[error("the answer to call {0} is kept no longer: it ran, and is not the last or was too large")]
+    #[error("the answer to call {0} is not kept: it ran, and is not the last, or its answer was too large")]
     SeqAnswerGone(u64),
     /// A statement's row count is not what was expected of it.
     #[error("the statement counted {count} rows where {expected} were expected: the transaction was rolled back")]
@@ -229,6 +229,14 @@ impl PgError {
             left -= text.len();
         }
         self
+    }
+
+    /// How long all its texts are together.
+    pub(super) fn text_bytes(&self) -> usize {
+        let Self { severity, sqlstate, message, detail, hint, where_, internal_query, .. } = self;
+        let always = severity.len() + sqlstate.len() + message.len();
+        // The others are names.
+        always + [detail, hint, where_, internal_query].into_iter().flatten().map(String::len).sum::<usize>()
     }
 }
 

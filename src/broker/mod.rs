@@ -63,7 +63,7 @@ const LABEL_VALUE_BYTES_MAX: usize = 255;
 const SETTINGS_MAX: usize = 16;
 const SETTING_BYTES_MAX: usize = 1024;
 
-/// The most that all kept answers of numbered calls take together: sixteen for each of a thousand busy sessions.
+/// The most that all large answers kept for a repeat take together.
 const KEPT_KIB_MAX: usize = 64 * 1024;
 
 /// The longest name a caller may give a request that it may repeat: room for two UUIDs and a prefix.
@@ -88,7 +88,7 @@ struct Shared {
     reaper: mpsc::UnboundedSender<reaper::Order>,
     commit_tokens: CommitTokens,
     outcomes: Outcomes,
-    /// Room for the answers of numbered calls, in KiB.
+    /// Room for large answers of numbered calls, in KiB.
     kept_kib: Arc<Semaphore>,
     /// The transaction tasks.
     transactions: TaskTracker,

@@ -74,7 +74,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            // At about half a kilobyte each and without labels, 50 MB.
+            // At about half a kilobyte each, 50 MB; labels and numbered calls (up to 4 KiB each) come on top.
             sessions_max: 100_000,
             tombstones_max: 10_000,
             // Longer than any client's retry loop.

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::commit::{Resolution, TransactionId};
 use super::engine::IdempotencyTable;
-use super::error::{Bound, EndReason, Error, Failure};
+use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::idempotency::{Fingerprint, Held, Outcome};
 use super::principal::Principal;
 use super::session::{ExecuteCall, Executed, Life, Session, TransactionState};
@@ -220,14 +220,14 @@ impl Attempt<'_> {
         let text = |text: &str| Value::Text(text.to_owned());
         let name = || vec![text(&self.session.principal().to_string()), text(key)];
         let claim = bound(&table.claim, [name(), vec![Value::Bytes(request.to_vec().into())]].concat())?;
-        let claimed = own(self.execute([claim].into(), false).await)?;
+        let claimed = self.look(claim).await?;
         if claimed.results.first().is_some_and(|result| result.row_count == 0) {
-            let read = own(self.execute([bound(&table.read, name())?].into(), false).await)?;
+            let read = self.look(bound(&table.read, name())?).await?;
             self.session.rollback().await?;
             return stored(&read, request);
         }
         let ran = self.execute(self.run.statements.clone(), false).await?;
-        let answer = (self.run.encode)(ran.results.clone());
+        let answer = self.answer(&ran.results)?;
         let keep = bound(&table.keep, [name(), vec![Value::Bytes(answer.into())]].concat())?;
         let kept = own(self.execute([keep].into(), true).await).map_err(|failure| match failure.error {
             // It was there when it was claimed.
@@ -240,6 +240,27 @@ impl Attempt<'_> {
         Ok((Answer::Results(ran.results), kept.verdict.unwrap_or(Verdict::NothingWritten)))
     }
 
+    /// Looks for the key in the table. What fails here tells nothing of the call that holds the key.
+    async fn look(&self, statement: Statement) -> Result<Executed, Failure> {
+        let looked = own(self.execute([statement].into(), false).await);
+        if looked.is_err() {
+            let _ = self.session.rollback().await;
+        }
+        looked
+    }
+
+    /// The answer as a repeat is to be given it: no larger than an answer may be.
+    fn answer(&self, results: &[ResultSet]) -> Result<Vec<u8>, Error> {
+        /// What is read beside it.
+        const MARGIN: usize = 1024;
+        let bytes_max = self.session.result_bytes_max();
+        let answer = (self.run.encode)(results.to_vec());
+        if answer.len() + MARGIN > bytes_max {
+            return Err(Error::Exhausted(Exhausted::ResultBytes(bytes_max)));
+        }
+        Ok(answer)
+    }
+
     /// Keeps the key in this broker's memory.
     async fn run_in_memory(&self, key: &IdempotencyKey) -> Result<(Answer, Verdict), Failure> {
         let IdempotencyKey { key, request } = key;
@@ -248,7 +269,7 @@ impl Attempt<'_> {
             return Ok(earlier);
         }
         let ran = self.execute(self.run.statements.clone(), false).await?;
-        let outcome = (*request, (self.run.encode)(ran.results.clone()));
+        let outcome = (*request, self.answer(&ran.results)?);
         let verdict = self.commit_and_keep(held, outcome).await?;
         Ok((Answer::Results(ran.results), verdict))
     }

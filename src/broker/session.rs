@@ -85,12 +85,17 @@ pub struct Numbered {
 #[derive(Debug)]
 struct Kept {
     numbered: Numbered,
-    /// `None` when it was too large, or there was no room. The permit is its room.
-    answer: Option<(Box<Result<Executed, Failure>>, OwnedSemaphorePermit)>,
+    /// `None` when it was too large, or there was no room.
+    answer: Option<Box<Result<Executed, Failure>>>,
+    /// The room of a large one.
+    _room: Option<OwnedSemaphorePermit>,
 }
 
-/// The largest result kept for a repeat. What changes data answers little; what reads much can be read again.
+/// The largest answer kept for a repeat. What changes data answers little; what reads much can be read again.
 const KEPT_KIB_MAX: usize = 64;
+
+/// The largest answer that is always kept: a row or two, or an error.
+const SMALL_KIB: usize = 4;
 
 /// Where a session is in its life.
 #[derive(Debug)]
@@ -265,6 +270,11 @@ impl Session {
         self.options.transaction_timeout
     }
 
+    /// The most bytes of an answer.
+    pub(super) fn result_bytes_max(&self) -> usize {
+        self.profile.result_bytes_max
+    }
+
     /// The lease granted.
     pub(super) fn lease_ttl(&self) -> Duration {
         self.lock().lease.ttl()
@@ -342,7 +352,11 @@ impl Session {
     pub async fn commit(self: &Arc<Self>, grpc_deadline: Option<Instant>) -> Result<Committed, Failure> {
         let turn = match self.turn().await {
             Ok(turn) => turn,
-            Err(failure) => return self.last_commit().map_or(Err(failure), |verdict| verdict.answer(None)),
+            Err(failure) => {
+                let ended = matches!(failure.error, Error::SessionEnded(_));
+                let verdict = self.last_commit().filter(|_| ended);
+                return verdict.map_or(Err(failure), |verdict| verdict.answer(None));
+            }
         };
         if turn.is_idle() {
             let verdict = self.last_commit().unwrap_or(Verdict::NothingWritten);
@@ -546,10 +560,12 @@ impl Session {
                 drop(state);
                 drop(refused);
             }
-            (phase @ Phase::Idle, Command::Execute(first)) => {
+            (Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.options.transaction_timeout;
-                *phase =
+                // What was committed before says nothing of the transaction that begins.
+                state.last_commit = None;
+                state.phase =
                     Phase::Open(Open { commands, deadline, backend: None, id: None, failed: false, committing: false });
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
@@ -660,13 +676,14 @@ impl Session {
         }
     }
 
-    /// Tells the session that COMMIT is under way: until its answer comes, what became of it is unknown.
-    pub(super) fn set_committing(&self, id: Option<TransactionId>) {
+    /// Tells the session that COMMIT is to be sent: until its answer comes, what became of it is unknown. False when the
+    /// session has ended before.
+    pub(super) fn set_committing(&self, id: Option<TransactionId>) -> bool {
         let mut state = self.lock();
-        if let Phase::Open(open) = &mut state.phase {
-            open.committing = true;
-            state.last_commit = Some(Verdict::Unknown(id));
-        }
+        let Phase::Open(open) = &mut state.phase else { return false };
+        open.committing = true;
+        state.last_commit = Some(Verdict::Unknown(id));
+        true
     }
 
     /// Tells the session which backend its transaction runs on.
@@ -739,10 +756,8 @@ impl Turn {
             // The session ended meanwhile, or there was no transaction to begin with.
             (Phase::Ended(_) | Phase::Idle, _) | (_, Progress::Unchanged) => {}
         }
-        match progress {
-            Progress::Unchanged | Progress::Over(None) => {}
-            Progress::Open { .. } => state.last_commit = None,
-            Progress::Over(verdict) => state.last_commit = verdict,
+        if let Progress::Over(Some(verdict)) = progress {
+            state.last_commit = Some(verdict);
         }
         state.lease.renew(now);
         session.snapshot(&state, now)
@@ -757,7 +772,7 @@ impl Turn {
     /// is the next.
     fn repeated(&self, numbered: Numbered) -> Option<Result<Executed, Failure>> {
         let Numbered { seq, fingerprint } = numbered;
-        let kept = |kept: &Kept| (kept.numbered, kept.answer.as_ref().map(|(answer, _)| answer.clone()));
+        let kept = |kept: &Kept| (kept.numbered, kept.answer.clone());
         let last = self.ticket.0.lock().last_numbered.as_ref().map(kept);
         let expected = last.as_ref().map_or(1, |(last, _)| last.seq + 1);
         let answer = match last {
@@ -779,13 +794,18 @@ impl Turn {
     /// Keeps a numbered call's answer for a repeat.
     pub(super) fn keep(&self, numbered: Numbered, answer: &Result<Executed, Failure>) {
         let bytes: usize = answer.iter().flat_map(|executed| &executed.results).map(ResultSet::kept_bytes).sum();
-        let kib = 1 + bytes / 1024;
-        let room = self.ticket.0.shared.kept_kib.clone();
-        let room = u32::try_from(kib).ok().filter(|_| kib <= KEPT_KIB_MAX).map(|kib| room.try_acquire_many_owned(kib));
-        let answer = room.and_then(Result::ok).map(|room| (Box::new(answer.clone()), room));
+        let kib = bytes.div_ceil(1024);
+        let room = match u32::try_from(kib) {
+            Ok(_) if kib <= SMALL_KIB => Some(None),
+            Ok(large) if kib <= KEPT_KIB_MAX => {
+                self.ticket.0.shared.kept_kib.clone().try_acquire_many_owned(large).ok().map(Some)
+            }
+            _ => None,
+        };
+        let answer = room.is_some().then(|| Box::new(answer.clone()));
         let mut state = self.ticket.0.lock();
         if !matches!(state.phase, Phase::Ended(_)) {
-            state.last_numbered = Some(Kept { numbered, answer });
+            state.last_numbered = Some(Kept { numbered, answer, _room: room.flatten() });
         }
     }
 }

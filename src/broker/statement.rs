@@ -187,7 +187,9 @@ impl ResultSet {
         /// A value, a column or a notice, without its text.
         const EACH: usize = 64;
         let values: usize = self.rows.iter().map(Vec::len).sum();
-        self.bytes + (1 + values + self.columns.len() + self.notices.len()) * EACH
+        let names: usize = self.columns.iter().map(|column| column.name.len() + column.type_name.len()).sum();
+        let notices: usize = self.notices.iter().map(PgError::text_bytes).sum();
+        self.bytes + names + notices + (1 + values + self.columns.len() + self.notices.len()) * EACH
     }
 }
 

@@ -459,7 +459,10 @@ impl Transaction {
 
     /// Commits and tells the truth about it.
     async fn commit(&mut self, committing: Committing) -> End {
-        self.session.set_committing(self.id.clone());
+        if !self.session.set_committing(self.id.clone()) {
+            // The dropped reply tells the caller to look why.
+            return End::Open;
+        }
         let (verdict, error) = match self.connection.commit().await {
             CommitVerdict::Committed => (self.id.clone().map_or(Verdict::NothingWritten, Verdict::Committed), None),
             CommitVerdict::RolledBack => (Verdict::RolledBack, None),

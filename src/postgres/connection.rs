@@ -303,6 +303,9 @@ impl PooledConnection {
             && let Some(sent) = pipeline.sent.pop_front()
         {
             let (index, was_cached) = (pipeline.results.len(), sent.was_cached);
+            if index > 0 {
+                pipeline.budget.add_result(&sent.prepared);
+            }
             let unread = match self.read(sent, &mut pipeline.budget).await {
                 Ok(result) => {
                     pipeline.results.push(result);
@@ -462,7 +465,8 @@ impl PooledConnection {
 
     async fn reset(&self) -> Result<(), Lost> {
         let Backend { client, wire, .. } = self.backend();
-        if self.canceller.requests() != wire.cancelled() - self.cancelled_before {
+        // Statements may be cancelled by others too, by a statement_timeout of their own for one.
+        if self.canceller.requests() > wire.cancelled() - self.cancelled_before {
             return Err(Lost("a cancel request may still be on its way".into()));
         }
         let must_be_idle = |status| match status {
@@ -786,6 +790,15 @@ struct Budget {
 }
 
 impl Budget {
+    /// Counts what one more result takes in an answer, without its values.
+    fn add_result(&mut self, prepared: &Prepared) {
+        /// A tag and a count; a column's numbers.
+        const EACH: usize = 32;
+        let names = prepared.columns().iter().map(|column| column.name().len() + column.type_().name().len() + EACH);
+        // What is over the limit has no room for a value.
+        self.bytes = self.bytes.saturating_sub(EACH + names.sum::<usize>());
+    }
+
     /// Reads a row within the budget.
     fn read(&mut self, row: &tokio_postgres::Row) -> Result<Vec<Value>, Error> {
         self.rows = self.rows.checked_sub(1).ok_or(Error::Exhausted(Exhausted::ResultRows(self.limits.rows_max)))?;

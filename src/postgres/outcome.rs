@@ -18,8 +18,9 @@ const INVALID_PARAMETER_VALUE: &str = "22023";
 const IDENTITY: &str = "SELECT system_identifier, \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END, \
     (SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()), \
-    pg_catalog.date_part('epoch', \
+    (pg_catalog.date_part('epoch', \
         LEAST(pg_catalog.pg_stat_get_bgwriter_stat_reset_time(), archiver.stats_reset)) \
+        OPERATOR(pg_catalog.*) 1000000::pg_catalog.float8)::pg_catalog.int8 \
     FROM pg_catalog.pg_control_system(), pg_catalog.pg_stat_get_archiver() AS archiver";
 
 /// What a server says it is.
@@ -44,16 +45,9 @@ impl Identity {
             system_identifier: row.get(0)?.parse::<i64>().ok()?.cast_unsigned(),
             timeline,
             database: row.get(2)?.parse().ok()?,
-            epoch: microseconds(row.get(3)?)?,
+            epoch: row.get(3)?.parse().ok()?,
         })
     }
-}
-
-/// Microseconds of seconds with a fraction.
-fn microseconds(seconds: &str) -> Option<i64> {
-    let seconds: f64 = seconds.parse().ok()?;
-    #[allow(clippy::cast_possible_truncation, reason = "a cast of a float saturates, and no server is that old")]
-    Some((seconds * 1e6).round() as i64)
 }
 
 /// Which cluster gives ids to the connection's transactions. `None` on a standby, which gives none, and where the server
