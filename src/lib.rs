@@ -1,6 +1,7 @@
 //! A gRPC session broker for PostgreSQL: the map of the house.
 //!
-//! It lends PostgreSQL sessions to programs in any language: begin one, run statements, commit or roll back, close.
+//! It lends PostgreSQL sessions to programs in any language: begin one, run statements, commit or roll back, close; and it
+//! runs whole transactions in one call.
 //!
 //! ```text
 //!            callers                                  operators
@@ -11,11 +12,11 @@
 //!   └───────────┬─────────────┘                └──────────┬─────────┘
 //!   ┌───────────▼─────────────────────────────────────┐   │
 //!   │ broker  registry ─▶ session ─▶ transaction task │   │
-//!   │         reaper ───────▲         │ engine (port) │   │
+//!   │         reaper ──────▲ ▲ run    │ engine (port) │   │
 //!   └─────────────────────────────────┼───────────────┘   │
 //!   ┌─────────────────────────────────▼───────────────┐   │
 //!   │ postgres  engine ─▶ pool (deadpool) ─▶ opener   │◀──┘
-//!   │           connection  cancel  tls  wire  value  │
+//!   │           connection  outcome  cancel  wire ... │
 //!   └─────────────────────────────────┬───────────────┘
 //!                                     ▼ PostgreSQL
 //! ```
@@ -27,19 +28,21 @@
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
 //! renewed, expires, and its session is reaped; an ended session leaves a *tombstone* that says why; a connection is
-//! *released* when proven clean and *discarded* otherwise; a broker that stops *drains*.
+//! *released* when proven clean and *discarded* otherwise; a commit has an *outcome*, and a *commit token* to *resolve* it
+//! with when its answer is lost; a broker that stops *drains*.
 //!
 //! The invariants, each with a test:
 //!
 //! 1. A dropped connection is discarded; only the transaction task releases one, after proof that it is idle and clean.
 //! 2. An RPC future owns nothing; all work on a connection runs in the transaction task.
 //! 3. Nothing falls back to autocommit: a statement for an ended or unknown session runs nothing.
-//! 4. OK from Commit means committed; a commit that became a rollback is an error; a lost answer is UNKNOWN.
+//! 4. OK from Commit means committed; a commit that became a rollback is an error; a lost answer is looked into, and UNKNOWN
+//!    when nobody can say.
 //! 5. A COMMIT in flight is never cancelled, and its outcome is remembered.
 //! 6. A running statement suspends the lease; a busy session is never reaped.
 //! 7. KeepAlive touches the lease only: never PostgreSQL, the maximum age or the transaction's deadline.
 //! 8. Reaping cancels, rolls back, releases or discards, each within a bound, and leaves the reason.
-//! 9. No state crosses sessions.
+//! 9. No state crosses sessions, nor does a cancel request.
 //! 10. Calls on one session are serial, in arrival order, in a bounded queue.
 //! 11. At most one cancel is outstanding on a connection, and nothing is sent before it is known to be over.
 //! 12. Everything has a limit, with a default and a reason.

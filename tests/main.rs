@@ -23,6 +23,7 @@ mod bad_input;
 
 mod values;
 
+mod cancel;
 mod dropped_calls;
 mod leases;
 

@@ -409,6 +409,11 @@ impl Session {
         Ok(self.client.clone().close(request).await?.into_inner().end_reason())
     }
 
+    pub(crate) async fn cancel(&self) -> Result<pb::CancelResponse, Failure> {
+        let request = pb::CancelRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().cancel(request).await?.into_inner())
+    }
+
     pub(crate) async fn keep_alive(&self) -> Result<pb::SessionState, Failure> {
         let request = pb::KeepAliveRequest { session_token: self.token.clone() };
         Ok(self.client.clone().keep_alive(request).await?.into_inner().state.unwrap())

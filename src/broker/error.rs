@@ -52,6 +52,12 @@ pub enum Error {
         /// How long the statement was allowed.
         after: Duration,
     },
+    /// Cancel was called.
+    #[error("cancelled: the statement was stopped by a call of Cancel")]
+    Cancelled,
+    /// Cancel was called, and there is no statement to stop.
+    #[error("no statement runs in this session")]
+    NothingToCancel,
     /// The caller went away before its call was through.
     #[error("the caller left before the call was through: its statement was stopped")]
     CallerLeft,

@@ -9,8 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::commit::{ClusterXid, CommitToken, TransactionId};
@@ -120,6 +121,32 @@ struct Open {
     failed: bool,
     /// COMMIT is under way.
     committing: bool,
+    /// The statement that runs, or the last that ran.
+    running: Option<Running>,
+}
+
+/// A statement that runs, or waits for a connection to run on, as Cancel sees it.
+#[derive(Debug, Clone)]
+struct Running {
+    /// Cancelled, the statement is to stop.
+    stop: CancellationToken,
+    /// Whether it was stopped, once it is over.
+    stopped: watch::Receiver<Option<bool>>,
+}
+
+/// The same, as the transaction task sees it. Dropped, the statement is over.
+#[derive(Debug)]
+pub(super) struct Stoppable {
+    pub(super) stop: CancellationToken,
+    /// Whether it has been stopped.
+    pub(super) was_stopped: bool,
+    stopped: watch::Sender<Option<bool>>,
+}
+
+impl Drop for Stoppable {
+    fn drop(&mut self) {
+        self.stopped.send_replace(Some(self.was_stopped));
+    }
 }
 
 /// Where a session stands, as its caller sees it.
@@ -403,6 +430,30 @@ impl Session {
         }
     }
 
+    /// Stops the running statement: whether it was stopped, and not over before. Returns when it is over.
+    ///
+    /// # Cancel safety
+    /// Dropping the future does not take the request back.
+    pub async fn cancel(&self) -> Result<(bool, SessionState), Failure> {
+        let mut running = {
+            let state = self.lock();
+            state.alive()?;
+            match &state.phase {
+                Phase::Open(Open { running: Some(running), .. }) if running.stopped.borrow().is_none() => {
+                    running.clone()
+                }
+                Phase::Open(_) | Phase::Idle | Phase::Ended(_) => {
+                    let state = Some(self.snapshot(&state, Instant::now()));
+                    return Err(Failure { state, ..Error::NothingToCancel.into() });
+                }
+            }
+        };
+        running.stop.cancel();
+        // A sender that has gone has told before.
+        let stopped = running.stopped.wait_for(Option::is_some).await.ok().and_then(|stopped| *stopped);
+        Ok((stopped == Some(true), self.keep_alive()?))
+    }
+
     /// Renews the lease.
     pub fn keep_alive(&self) -> Result<SessionState, Error> {
         let now = Instant::now();
@@ -565,8 +616,15 @@ impl Session {
                 let deadline = Instant::now() + self.options.transaction_timeout;
                 // What was committed before says nothing of the transaction that begins.
                 state.last_commit = None;
-                state.phase =
-                    Phase::Open(Open { commands, deadline, backend: None, id: None, failed: false, committing: false });
+                state.phase = Phase::Open(Open {
+                    commands,
+                    deadline,
+                    backend: None,
+                    id: None,
+                    failed: false,
+                    committing: false,
+                    running: None,
+                });
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
             }
@@ -684,6 +742,16 @@ impl Session {
         open.committing = true;
         state.last_commit = Some(Verdict::Unknown(id));
         true
+    }
+
+    /// Tells the session that a statement runs, which Cancel may stop until what is returned is dropped.
+    pub(super) fn set_running(&self) -> Stoppable {
+        let (stopped, told) = watch::channel(None);
+        let stop = CancellationToken::new();
+        if let Phase::Open(open) = &mut self.lock().phase {
+            open.running = Some(Running { stop: stop.clone(), stopped: told });
+        }
+        Stoppable { stop, was_stopped: false, stopped }
     }
 
     /// Tells the session which backend its transaction runs on.

@@ -19,7 +19,7 @@ use super::engine::{
     TransactionOptions, TransactionStatus, Work,
 };
 use super::error::{Bound, EndReason, Error, Failure};
-use super::session::{Committed, Executed, Numbered, Progress, Session, SessionState, Turn};
+use super::session::{Committed, Executed, Numbered, Progress, Session, SessionState, Stoppable, Turn};
 use super::statement::{ResultLimits, ResultSet};
 
 /// How long a cancelled statement may take to stop. Cancelling takes PostgreSQL milliseconds; longer means that the
@@ -205,10 +205,11 @@ pub(super) async fn run(
     begin: Arc<TransactionOptions>,
     deadline: Instant,
 ) {
-    let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
+    let mut running = session.set_running();
+    let Some((connection, first)) = checkout(&session, first, &mut commands, &mut running).await else { return };
     session.set_backend(connection.backend_pid(), connection.host());
     let mut transaction = Transaction { session, connection, commands, deadline, id: None, savepoints: Vec::new() };
-    let mut end = transaction.execute(first, Some(&begin)).await;
+    let mut end = transaction.execute(first, Some(&begin), running).await;
     let end = loop {
         match end {
             Some(end) => break end,
@@ -223,6 +224,7 @@ async fn checkout(
     session: &Session,
     mut first: Execute,
     commands: &mut mpsc::Receiver<Command>,
+    running: &mut Stoppable,
 ) -> Option<(Box<dyn Connection>, Execute)> {
     let engine = session.engine();
     let error = tokio::select! {
@@ -235,6 +237,10 @@ async fn checkout(
             Err(error) => Some(error.into_error(engine.name())),
         },
         () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
+        () = running.stop.cancelled() => {
+            running.was_stopped = true;
+            Some(Error::Cancelled)
+        }
     };
     match error {
         Some(error) => first.call.refuse(Progress::Over(None), error, None),
@@ -271,6 +277,7 @@ enum End {
 enum Interruption {
     Deadline,
     CallerLeft,
+    Cancelled,
     SessionEnded,
 }
 
@@ -280,7 +287,10 @@ impl Transaction {
         tokio::select! {
             biased;
             command = self.commands.recv() => match command {
-                Some(Command::Execute(execute)) => self.execute(execute, None).await,
+                Some(Command::Execute(execute)) => {
+                    let running = self.session.set_running();
+                    self.execute(execute, None, running).await
+                }
                 Some(Command::Commit { answer_by, turn, reply }) => {
                     Some(self.commit(Committing { answer_by, caller: CommitCaller::Commit(turn, reply) }).await)
                 }
@@ -311,13 +321,18 @@ impl Transaction {
     }
 
     /// Does a call's work, and the commit behind it if asked for. Returns how the transaction ended if it did.
-    async fn execute(&mut self, execute: Execute, begin: Option<&TransactionOptions>) -> Option<End> {
+    async fn execute(
+        &mut self,
+        execute: Execute,
+        begin: Option<&TransactionOptions>,
+        mut running: Stoppable,
+    ) -> Option<End> {
         let Execute { work, commit, limits, deadline, answer_by, mut call } = execute;
         if let Err(error) = self.check_savepoint(&work) {
             return self.fail(error, None, commit, call).await;
         }
         let deadline = deadline.or_earlier(self.deadline, Bound::TransactionTimeout);
-        let (ran, interruption) = self.run_work(begin, &work, limits, deadline, &mut call.reply).await;
+        let (ran, interruption) = self.run_work(begin, &work, limits, deadline, &running, &mut call.reply).await;
         if interruption == Some(Interruption::SessionEnded) {
             // The dropped reply tells the caller to look why.
             return Some(End::Open);
@@ -326,6 +341,8 @@ impl Transaction {
             // A caller that has left may be trying again elsewhere: what it cannot hear of must not commit.
             Ok(_) if commit && call.reply.is_closed() => return self.fail(Error::CallerLeft, None, commit, call).await,
             Ok(results) if commit => {
+                // A COMMIT is not to be stopped.
+                drop(running);
                 self.identify();
                 return Some(self.commit(Committing { answer_by, caller: CommitCaller::Execute(results, call) }).await);
             }
@@ -359,7 +376,9 @@ impl Transaction {
             // Nothing ran: the transaction stands as before the call, which may be not at all.
             StatementError::Refused(error) if begin.is_some() => {
                 let end = if self.connection.status() == TransactionStatus::Idle { End::Over } else { End::Open };
-                call.refuse(Progress::Over(None), told(error, interruption.as_ref(), deadline), index);
+                let error = told(error, interruption.as_ref(), deadline);
+                running.was_stopped = error == Error::Cancelled;
+                call.refuse(Progress::Over(None), error, index);
                 Some(end)
             }
             StatementError::Refused(error) => {
@@ -371,6 +390,7 @@ impl Transaction {
             StatementError::StalePlan(error) => self.fail(Error::StalePlan(error), index, commit, call).await,
             StatementError::Failed(error) => {
                 let error = told(Error::Database(error), interruption.as_ref(), deadline);
+                running.was_stopped = error == Error::Cancelled;
                 self.fail(error, index, commit, call).await
             }
         }
@@ -383,6 +403,7 @@ impl Transaction {
         work: &Work,
         limits: ResultLimits,
         deadline: Deadline,
+        call: &Stoppable,
         reply: &mut Reply<Executed>,
     ) -> (Result<Vec<ResultSet>, Stopped>, Option<Interruption>) {
         let canceller = self.connection.canceller();
@@ -392,6 +413,7 @@ impl Transaction {
             ran = &mut running => return (ran, None),
             () = sleep_until(deadline.at) => Interruption::Deadline,
             () = reply.closed() => Interruption::CallerLeft,
+            () = call.stop.cancelled() => Interruption::Cancelled,
             // Calls are serial, so this is no command but the end of the session.
             _ = self.commands.recv() => Interruption::SessionEnded,
         };
@@ -541,6 +563,7 @@ fn told(error: Error, interruption: Option<&Interruption>, deadline: Deadline) -
             match interruption {
                 Interruption::Deadline => deadline.exceeded(),
                 Interruption::CallerLeft => Error::CallerLeft,
+                Interruption::Cancelled => Error::Cancelled,
                 Interruption::SessionEnded => error,
             }
         }

@@ -143,6 +143,13 @@ impl SessionService for Sessions {
         Ok(Response::new(convert::resolution(resolution, xid)))
     }
 
+    async fn cancel(&self, request: Request<pb::CancelRequest>) -> Result<Response<pb::CancelResponse>, Status> {
+        let pb::CancelRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        let (cancelled, state) = session.cancel().await.map_err(status::from_failure)?;
+        Ok(Response::new(pb::CancelResponse { cancelled, state: Some(convert::session_state(state)) }))
+    }
+
     async fn close(&self, request: Request<pb::CloseRequest>) -> Result<Response<pb::CloseResponse>, Status> {
         let pb::CloseRequest { session_token } = request.get_ref();
         let session = self.session(request.metadata(), session_token)?;

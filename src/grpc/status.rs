@@ -61,6 +61,8 @@ fn lookup(error: &Error) -> Row {
             row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Session)
         }
         Error::DeadlineExceeded { .. } => row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Transaction),
+        Error::Cancelled => row(Code::Cancelled, "CANCELLED", Scope::Transaction),
+        Error::NothingToCancel => row(Code::FailedPrecondition, "NOTHING_TO_CANCEL", Scope::Nothing),
         Error::CallerLeft => row(Code::Cancelled, "CALLER_LEFT", Scope::Transaction),
         Error::SeqGap { .. } => row(Code::FailedPrecondition, "SEQ_GAP", Scope::Nothing),
         Error::SeqAnswerGone(_) => row(Code::FailedPrecondition, "SEQ_ANSWER_GONE", Scope::Nothing),
@@ -181,6 +183,8 @@ fn metadata(error: &Error) -> Vec<(String, String)> {
         | Error::SessionUnknown
         | Error::Draining
         | Error::Exhausted(_)
+        | Error::Cancelled
+        | Error::NothingToCancel
         | Error::CallerLeft
         | Error::SeqAnswerGone(_)
         | Error::CommitRolledBack
@@ -227,6 +231,8 @@ fn error_detail(error: &Error) -> Option<Any> {
         | Error::Draining
         | Error::Unreachable { .. }
         | Error::DeadlineExceeded { .. }
+        | Error::Cancelled
+        | Error::NothingToCancel
         | Error::CallerLeft
         | Error::SeqGap { .. }
         | Error::SeqAnswerGone(_)
@@ -291,6 +297,8 @@ mod tests {
             Error::Database(pg_error()),
             Error::StalePlan(pg_error()),
             Error::DeadlineExceeded { bound: Bound::Request, after: RETRY_DELAY },
+            Error::Cancelled,
+            Error::NothingToCancel,
             Error::CallerLeft,
             Error::SeqGap { given: 3, expected: 2 },
             Error::SeqAnswerGone(1),
@@ -321,6 +329,8 @@ mod tests {
             | Error::Database(_)
             | Error::StalePlan(_)
             | Error::DeadlineExceeded { .. }
+            | Error::Cancelled
+            | Error::NothingToCancel
             | Error::CallerLeft
             | Error::SeqGap { .. }
             | Error::SeqAnswerGone(_)

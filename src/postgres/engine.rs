@@ -11,7 +11,8 @@ use async_trait::async_trait;
 use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::connection::{PooledConnection, quoted_identifier};
+use super::begin::quoted_identifier;
+use super::connection::PooledConnection;
 use super::opener::{OpenError, TOO_MANY_CONNECTIONS};
 use super::options::{self, ConnectOptions};
 use super::outcome;

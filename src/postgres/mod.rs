@@ -11,6 +11,7 @@ pub mod options;
 mod tls;
 mod wire;
 
+mod begin;
 mod cancel;
 mod connection;
 mod opener;

@@ -21,7 +21,8 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, NoTls, Statement as Prepared, config as driver};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::connection::{Nets, StatementKey, first_row};
+use super::begin::Nets;
+use super::connection::{StatementKey, first_row};
 use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};

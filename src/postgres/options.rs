@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio_postgres::config as driver;
 
-use super::connection::Nets;
+use super::begin::Nets;
 pub use super::net::Host;
 use crate::broker::connect::ConnectOverrides;
 pub use crate::broker::connect::{

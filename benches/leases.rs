@@ -1,0 +1,138 @@
+//! What idle sessions cost, and how late abandoned ones are reaped: the figures for `cargo bench --bench leases`.
+//!
+//! Sessions are begun in the broker itself, without gRPC and without a database, which they do not touch while idle.
+//! Memory is the process's resident set, measured, not computed. `SESSIONS` (100000) says how many.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "it prints its figures, and fails where it cannot")]
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use session_broker::broker::commit::CommitTokens;
+use session_broker::broker::engine::Engine;
+use session_broker::broker::principal::Principal;
+use session_broker::broker::profile::{Limits, Profile};
+use session_broker::broker::{BeginSession, Broker};
+use session_broker::config::Config;
+use session_broker::postgres::engine::PostgresEngine;
+use tokio::time::{Instant, sleep, sleep_until};
+use tracing::field::{Field, Visit};
+use tracing::{Event, Subscriber};
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+/// When each session ended, by its id.
+#[derive(Clone, Default)]
+struct Ends(Arc<Mutex<HashMap<String, Instant>>>);
+
+impl<S: Subscriber> Layer<S> for Ends {
+    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+        struct Id(Option<String>);
+        impl Visit for Id {
+            fn record_debug(&mut self, field: &Field, value: &dyn std::fmt::Debug) {
+                if field.name() == "session.id" {
+                    self.0 = Some(format!("{value:?}"));
+                }
+            }
+        }
+        let now = Instant::now();
+        if event.fields().any(|field| field.name() == "session.end_reason") {
+            let mut id = Id(None);
+            event.record(&mut id);
+            self.0.lock().unwrap().insert(id.0.unwrap(), now);
+        }
+    }
+}
+
+fn main() {
+    let sessions = std::env::var("SESSIONS").map_or(100_000, |sessions| sessions.parse().unwrap());
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        println!("{sessions} idle sessions: {} bytes each", memory(sessions).await);
+    });
+    let ends = Ends::default();
+    tracing::subscriber::set_global_default(tracing_subscriber::registry().with(ends.clone())).unwrap();
+    runtime.block_on(async {
+        let spread = lateness(sessions, Duration::from_secs(2), &ends).await;
+        println!("due over 2 s: p50 {:?}, p99 {:?}, last {:?} late", spread.p50, spread.p99, spread.last);
+        let at_once = lateness(sessions, Duration::ZERO, &ends).await;
+        println!("due at once: p50 {:?}, p99 {:?}, last {:?} late", at_once.p50, at_once.p99, at_once.last);
+        println!("BeginSession meanwhile: p99 {:?} against {:?} at rest", at_once.begin_p99, spread.begin_p99);
+    });
+}
+
+fn broker(sessions: usize) -> Broker {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[engines.main]\nurl = \"postgresql://nobody@localhost/nowhere\"\n").unwrap();
+    let engine = Config::load(Some(file.path()), []).unwrap().engines.remove("main").unwrap();
+    let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
+    let engines = BTreeMap::from([("main".to_owned(), Arc::new(engine) as Arc<dyn Engine>)]);
+    let limits = Limits { sessions_max: 2 * sessions, tombstones_max: 10, ..Limits::default() };
+    let profile = Profile { lease_ttl_max: Duration::from_mins(30), ..Profile::default() };
+    Broker::new("broker-0".into(), engines, "main".into(), profile, limits, CommitTokens::new(&[0; 32]))
+}
+
+/// Bytes of the process in memory.
+fn resident() -> usize {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+    pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+}
+
+/// What one of so many idle sessions takes.
+async fn memory(sessions: usize) -> usize {
+    let broker = broker(sessions);
+    let before = resident();
+    for _ in 0..sessions {
+        let request = BeginSession { lease_ttl: Some(Duration::from_mins(30)), ..BeginSession::default() };
+        broker.begin_session(&Principal::anonymous(), request).unwrap();
+    }
+    // The reaper has its own tables, which it fills in its own time.
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(broker.live_sessions(), sessions);
+    (resident() - before) / sessions
+}
+
+struct Lateness {
+    p50: Duration,
+    p99: Duration,
+    last: Duration,
+    begin_p99: Duration,
+}
+
+/// How late sessions are reaped whose leases run out over that time.
+async fn lateness(sessions: usize, over: Duration, ends: &Ends) -> Lateness {
+    let broker = broker(sessions);
+    let start = Instant::now() + Duration::from_secs(3);
+    let mut due = HashMap::new();
+    for number in 0..u32::try_from(sessions).unwrap() {
+        let at = start + over * number / u32::try_from(sessions).unwrap();
+        let request = BeginSession { lease_ttl: Some(at - Instant::now()), ..BeginSession::default() };
+        let granted = broker.begin_session(&Principal::anonymous(), request).unwrap();
+        due.insert(granted.session.id().to_string(), at);
+    }
+    assert!(Instant::now() < start, "it took too long to begin them");
+    sleep_until(start).await;
+    let mut begun = Vec::new();
+    let end = start + over + Duration::from_secs(1);
+    while Instant::now() < end {
+        let before = Instant::now();
+        broker.begin_session(&Principal::anonymous(), BeginSession::default()).unwrap();
+        begun.push(before.elapsed());
+        sleep(Duration::from_millis(1)).await;
+    }
+    let ended = std::mem::take(&mut *ends.0.lock().unwrap());
+    let late = due.iter().map(|(id, due)| ended.get(id).expect("it was reaped").saturating_duration_since(*due));
+    let late = sorted(late.collect());
+    let begun = sorted(begun);
+    Lateness {
+        p50: late[late.len() / 2],
+        p99: late[late.len() * 99 / 100],
+        last: late[late.len() - 1],
+        begin_p99: begun[begun.len() * 99 / 100],
+    }
+}
+
+fn sorted(mut durations: Vec<Duration>) -> Vec<Duration> {
+    durations.sort_unstable();
+    durations
+}
