@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::error::{Bound, EndReason, Error};
 use session_broker::broker::principal::Principal;
@@ -263,4 +265,66 @@ async fn a_drain_ends_idle_sessions_at_once_and_the_rest_after_its_grace() {
     let counts = engine.counts();
     assert_eq!((counts.released + counts.discarded, counts.committed), (1, 0));
     assert!(matches!(broker.begin_session(&Principal::anonymous(), BeginSession::default()), Err(Error::Draining)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_that_end_as_their_time_comes_take_no_other_along_and_keep_no_other_alive() {
+    let profile = Profile { lease_ttl_min: MILLISECOND, ..Profile::default() };
+    let (broker, _) = broker(Gates::OPEN, profile, Limits::default());
+    let broker = Arc::new(broker);
+    let lasting = begin(&broker, 60 * SECOND);
+    let mut callers = tokio::task::JoinSet::new();
+    for seed in 0..4 {
+        let broker = broker.clone();
+        callers.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed);
+            for _ in 0..5000 {
+                let session = begin(&broker, random.random_range(1..5) * MILLISECOND);
+                if random.random_ratio(1, 2) {
+                    // Now, or about when its lease runs out.
+                    let mut moment = random.random_range(0..3) * MILLISECOND;
+                    moment += Duration::from_micros(random.random_range(0..1000));
+                    sleep(moment).await;
+                    session.close().await.unwrap();
+                }
+            }
+        });
+    }
+    callers.join_all().await;
+    while broker.live_sessions() > 1 {
+        sleep(MILLISECOND).await;
+    }
+    lasting.keep_alive().unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_call_and_the_expiry_at_one_instant_exactly_one_wins() {
+    let (broker, engine) = open_broker();
+    let (mut ran, mut expired) = (0, 0);
+    for round in 0..10_000_u64 {
+        let session = begin(&broker, SECOND);
+        let mut random = StdRng::seed_from_u64(round);
+        // Around the instant, which is one of the clock's milliseconds.
+        let at = random.random_range(999..1002) * MILLISECOND;
+        let call = tokio::spawn({
+            let session = session.clone();
+            async move {
+                sleep(at).await;
+                session.execute(call(true)).await
+            }
+        });
+        match call.await.unwrap() {
+            Ok(executed) => {
+                assert!(executed.state.lease_remaining > Duration::ZERO);
+                ran += 1;
+            }
+            Err(failure) => {
+                assert_eq!(failure.error, Error::SessionEnded(EndReason::LeaseExpired));
+                expired += 1;
+            }
+        }
+        session.close().await.unwrap();
+    }
+    assert!(ran > 1000 && expired > 1000, "{ran} ran, {expired} expired");
+    assert_eq!(engine.counts().committed, ran);
 }

@@ -47,6 +47,7 @@ use error::{EndReason, Error};
 use idempotency::Outcomes;
 use principal::Principal;
 use profile::{Limits, Profile};
+use reaper::Place;
 use registry::Registry;
 use session::{Life, Session, SessionOptions};
 use token::{SessionId, SessionToken};
@@ -72,9 +73,12 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// Lends sessions.
 #[derive(Debug)]
 pub struct Broker {
-    owner: String,
+    owner: Arc<str>,
     engines: BTreeMap<String, Arc<dyn Engine>>,
     default_engine: String,
+    /// Those of most sessions, which share them.
+    connect: Arc<ConnectOverrides>,
+    transaction: Arc<TransactionOptions>,
     profile: Arc<Profile>,
     _reaper: AbortOnDropHandle<()>,
     shared: Arc<Shared>,
@@ -101,9 +105,12 @@ impl Shared {
         let _ = self.reaper.send(reaper::Order::Watch(session.id(), session.first_expiry()));
     }
 
-    fn bury(&self, id: SessionId) {
+    /// Remembers an ended session, and takes it from the wheel.
+    fn bury(&self, id: SessionId, place: Option<Place>) {
         self.registry.bury(id);
-        let _ = self.reaper.send(reaper::Order::Forget(id));
+        if let Some(place) = place {
+            let _ = self.reaper.send(reaper::Order::Forget(id, place));
+        }
     }
 
     fn is_draining(&self) -> bool {
@@ -187,7 +194,18 @@ impl Broker {
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
         let reaper = AbortOnDropHandle::new(reaper);
-        Self { owner, engines, default_engine, profile: Arc::new(profile), _reaper: reaper, shared }
+        let usual =
+            transaction_options(&BeginSession::default(), profile.statement_timeout, profile.transaction_timeout);
+        Self {
+            owner: owner.into(),
+            engines,
+            default_engine,
+            connect: Arc::default(),
+            transaction: Arc::new(usual),
+            profile: Arc::new(profile),
+            _reaper: reaper,
+            shared,
+        }
     }
 
     /// Grants a session. Touches no database.
@@ -352,21 +370,31 @@ impl Broker {
         let transaction_timeout =
             within("options.transaction_timeout", request.transaction_timeout, self.profile.transaction_timeout)?
                 .unwrap_or(self.profile.transaction_timeout);
-        let transaction = TransactionOptions {
-            isolation_level: request.isolation_level,
-            read_only: request.read_only.then_some(true),
-            deferrable: request.deferrable.then_some(true),
-            lock_timeout: within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?,
-            role: request.role.clone(),
-            settings: request.settings.clone(),
-            statement_net: statement_timeout + NET_SLACK,
-            idle_net: transaction_timeout + NET_SLACK,
-        };
+        within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?;
         check_role(request.role.as_deref(), &self.profile.roles)?;
         check_settings(&request.settings, &self.profile.settings)?;
-        let transaction = Arc::new(transaction);
-        let connect = Arc::new(request.connect.clone());
+        let transaction = transaction_options(request, statement_timeout, transaction_timeout);
+        let transaction = if transaction == *self.transaction { self.transaction.clone() } else { transaction.into() };
+        let connect = if request.connect.is_empty() { self.connect.clone() } else { request.connect.clone().into() };
         Ok(SessionOptions { transaction, connect, statement_timeout, transaction_timeout })
+    }
+}
+
+/// How the transactions of a session begin.
+fn transaction_options(
+    request: &BeginSession,
+    statement_timeout: Duration,
+    transaction_timeout: Duration,
+) -> TransactionOptions {
+    TransactionOptions {
+        isolation_level: request.isolation_level,
+        read_only: request.read_only.then_some(true),
+        deferrable: request.deferrable.then_some(true),
+        lock_timeout: request.lock_timeout,
+        role: request.role.clone(),
+        settings: request.settings.clone(),
+        statement_net: statement_timeout + NET_SLACK,
+        idle_net: transaction_timeout + NET_SLACK,
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who calls.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// The authenticated caller. A session answers to its own principal only.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -15,7 +15,8 @@ impl Principal {
 
     /// The one principal of a broker that authenticates nobody.
     pub fn anonymous() -> Self {
-        Self::new("anonymous")
+        static ANONYMOUS: LazyLock<Principal> = LazyLock::new(|| Principal::new("anonymous"));
+        ANONYMOUS.clone()
     }
 }
 

@@ -4,46 +4,65 @@
 //! asked: it has ended, or it names its next possible instant. Invariant: a session whose call runs or waits is never
 //! reaped; [`Session::expire`] judges under the session's own lock, so a call and the reaper cannot both win.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tokio_util::time::DelayQueue;
+use tokio_util::time::{DelayQueue, delay_queue};
 
 use super::session::Session;
 use super::token::SessionId;
+
+/// A session's place in the wheel.
+pub(super) type Place = delay_queue::Key;
+
+type Wheel = DelayQueue<SessionId>;
 
 /// What the reaper is told.
 #[derive(Debug)]
 pub(super) enum Order {
     /// A session has begun; its lease cannot run out before this instant.
     Watch(SessionId, Instant),
-    /// A session has ended.
-    Forget(SessionId),
+    /// The session that had that place has ended.
+    Forget(SessionId, Place),
 }
 
 /// Turns the wheel until it is aborted. `find` looks a session up.
 pub(super) async fn run(mut orders: mpsc::UnboundedReceiver<Order>, find: impl Fn(SessionId) -> Option<Arc<Session>>) {
-    let mut wheel = DelayQueue::new();
-    let mut keys = HashMap::new();
+    let mut wheel = Wheel::new();
     loop {
         tokio::select! {
             Some(order) = orders.recv() => match order {
-                Order::Watch(id, due) => drop(keys.insert(id, wheel.insert_at(id, due))),
-                Order::Forget(id) => if let Some(key) = keys.remove(&id) {
-                    wheel.remove(&key);
+                Order::Watch(id, due) => if let Some(session) = find(id) {
+                    place(&mut wheel, &session, due);
                 },
+                Order::Forget(id, place) => forget(&mut wheel, id, place, &find),
             },
             Some(expired) = wheel.next(), if !wheel.is_empty() => {
-                let id = expired.into_inner();
-                // Ending the session orders it forgotten, when its key is gone already.
-                match find(id).and_then(|session| session.expire()) {
-                    Some(due) => drop(keys.insert(id, wheel.insert_at(id, due))),
-                    None => drop(keys.remove(&id)),
+                let session = find(expired.into_inner());
+                if let Some((session, due)) = session.and_then(|session| session.expire().map(|due| (session, due))) {
+                    place(&mut wheel, &session, due);
                 }
             }
         }
+    }
+}
+
+/// Takes a session out of the wheel. Its place may have been given to another when its time had come just before.
+fn forget(wheel: &mut Wheel, id: SessionId, place: Place, find: &impl Fn(SessionId) -> Option<Arc<Session>>) {
+    if let Some(removed) = wheel.try_remove(&place)
+        && *removed.get_ref() != id
+        && let Some(other) = find(*removed.get_ref())
+    {
+        self::place(wheel, &other, removed.deadline());
+    }
+}
+
+/// Gives a session a place, unless it has ended meanwhile.
+fn place(wheel: &mut Wheel, session: &Session, due: Instant) {
+    let place = wheel.insert_at(session.id(), due);
+    if !session.set_place(place) {
+        wheel.remove(&place);
     }
 }

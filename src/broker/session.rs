@@ -21,6 +21,7 @@ use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::lease::{Judgement, Lease};
 use super::principal::Principal;
 use super::profile::Profile;
+use super::reaper::Place;
 use super::statement::{ResultLimits, ResultSet, Statement};
 use super::token::{SessionId, SessionToken};
 use super::transaction::{self, Call, Command, Deadline, Verdict};
@@ -70,7 +71,9 @@ struct State {
     /// What the last commit did, until another transaction begins. It outlives the session, in its tombstone.
     last_commit: Option<Verdict>,
     /// The last numbered call; it goes with the session.
-    last_numbered: Option<Kept>,
+    last_numbered: Option<Box<Kept>>,
+    /// Its place in the reaper's wheel.
+    place: Option<Place>,
 }
 
 /// A call of Execute that can be repeated: its number in its session, and a fingerprint of what it asks.
@@ -104,7 +107,7 @@ enum Phase {
     /// No transaction. Leaves for `Open` with the next Execute, for `Ended` at any time.
     Idle,
     /// A transaction task runs. Leaves for `Idle` when the task says the transaction is over, for `Ended` at any time.
-    Open(Open),
+    Open(Box<Open>),
     /// Over, for good.
     Ended(EndReason),
 }
@@ -267,7 +270,7 @@ impl Session {
         shared: Arc<Shared>,
     ) -> Self {
         let lease = Lease::grant(Instant::now(), lease_ttl, profile.session_age_max);
-        let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None, last_numbered: None };
+        let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None, last_numbered: None, place: None };
         Self {
             life,
             token,
@@ -435,19 +438,19 @@ impl Session {
     /// # Cancel safety
     /// Dropping the future does not take the request back.
     pub async fn cancel(&self) -> Result<(bool, SessionState), Failure> {
-        let mut running = {
+        let running = {
             let state = self.lock();
             state.alive()?;
-            match &state.phase {
-                Phase::Open(Open { running: Some(running), .. }) if running.stopped.borrow().is_none() => {
-                    running.clone()
-                }
-                Phase::Open(_) | Phase::Idle | Phase::Ended(_) => {
-                    let state = Some(self.snapshot(&state, Instant::now()));
-                    return Err(Failure { state, ..Error::NothingToCancel.into() });
-                }
-            }
+            let running = match &state.phase {
+                Phase::Open(open) => open.running.clone().filter(|running| running.stopped.borrow().is_none()),
+                Phase::Idle | Phase::Ended(_) => None,
+            };
+            running.ok_or_else(|| Failure {
+                state: Some(self.snapshot(&state, Instant::now())),
+                ..Error::NothingToCancel.into()
+            })
         };
+        let mut running = running?;
         running.stop.cancel();
         // A sender that has gone has told before.
         let stopped = running.stopped.wait_for(Option::is_some).await.ok().and_then(|stopped| *stopped);
@@ -537,6 +540,16 @@ impl Session {
         }
     }
 
+    /// Notes where it stands in the reaper's wheel. False when it has ended, and is not to stand there.
+    pub(super) fn set_place(&self, place: Place) -> bool {
+        let mut state = self.lock();
+        let alive = state.alive().is_ok();
+        if alive {
+            state.place = Some(place);
+        }
+        alive
+    }
+
     /// Ends the session now, whatever runs, and says why it ended, which may have been earlier.
     pub(super) fn end(&self, reason: EndReason) -> EndReason {
         self.end_locked(self.lock(), reason)
@@ -554,18 +567,19 @@ impl Session {
         if let Phase::Ended(earlier) = state.phase {
             return earlier;
         }
-        if let Phase::Open(Open { committing: false, .. }) = state.phase {
+        if matches!(&state.phase, Phase::Open(open) if !open.committing) {
             // What was committed before says nothing of the transaction that ends now.
             state.last_commit = None;
         }
         state.last_numbered = None;
+        let place = state.place.take();
         // Dropping an open phase drops the task's only sender: the task rolls back.
         state.phase = Phase::Ended(reason);
         drop(state);
         // Calls that wait for a turn find the phase ended and leave.
         match self.life {
             Life::Leased => {
-                self.shared.bury(self.id());
+                self.shared.bury(self.id(), place);
                 info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
             }
             Life::OneShot => self.shared.registry.forget(self.id()),
@@ -616,7 +630,7 @@ impl Session {
                 let deadline = Instant::now() + self.options.transaction_timeout;
                 // What was committed before says nothing of the transaction that begins.
                 state.last_commit = None;
-                state.phase = Phase::Open(Open {
+                state.phase = Phase::Open(Box::new(Open {
                     commands,
                     deadline,
                     backend: None,
@@ -624,7 +638,7 @@ impl Session {
                     failed: false,
                     committing: false,
                     running: None,
-                });
+                }));
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
             }
@@ -841,7 +855,7 @@ impl Turn {
     fn repeated(&self, numbered: Numbered) -> Option<Result<Executed, Failure>> {
         let Numbered { seq, fingerprint } = numbered;
         let kept = |kept: &Kept| (kept.numbered, kept.answer.clone());
-        let last = self.ticket.0.lock().last_numbered.as_ref().map(kept);
+        let last = self.ticket.0.lock().last_numbered.as_deref().map(kept);
         let expected = last.as_ref().map_or(1, |(last, _)| last.seq + 1);
         let answer = match last {
             _ if seq == expected => return None,
@@ -873,7 +887,7 @@ impl Turn {
         let answer = room.is_some().then(|| Box::new(answer.clone()));
         let mut state = self.ticket.0.lock();
         if !matches!(state.phase, Phase::Ended(_)) {
-            state.last_numbered = Some(Kept { numbered, answer, _room: room.flatten() });
+            state.last_numbered = Some(Box::new(Kept { numbered, answer, _room: room.flatten() }));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! secret is compared in constant time and shown by nothing but [`SessionToken::expose`].
 
 use std::fmt;
+use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
@@ -20,7 +21,7 @@ pub(super) struct Secret([u8; 16]);
 /// What a caller presents with every call.
 #[derive(Clone)]
 pub struct SessionToken {
-    owner: Box<str>,
+    owner: Arc<str>,
     id: SessionId,
     secret: Secret,
 }
@@ -34,8 +35,8 @@ impl SessionToken {
     const TEXT_BYTES_MAX: usize = 253 + 2 + 64;
 
     /// A fresh token for a session held by `owner`.
-    pub(super) fn generate(owner: &str) -> Self {
-        Self { owner: owner.into(), id: SessionId(random()), secret: Secret(random()) }
+    pub(super) fn generate(owner: &Arc<str>) -> Self {
+        Self { owner: owner.clone(), id: SessionId(random()), secret: Secret(random()) }
     }
 
     /// Reads a token's text.
@@ -116,7 +117,7 @@ mod tests {
 
     #[test]
     fn a_token_survives_its_text_even_with_dots_in_the_owner() {
-        let token = SessionToken::generate("broker-0.brokers.svc");
+        let token = SessionToken::generate(&"broker-0.brokers.svc".into());
         let read = SessionToken::parse(&token.expose()).unwrap();
         assert_eq!(read.owner(), "broker-0.brokers.svc");
         assert_eq!(read.id(), token.id());
@@ -125,14 +126,14 @@ mod tests {
 
     #[test]
     fn debug_never_shows_the_secret() {
-        let token = SessionToken::generate("b");
+        let token = SessionToken::generate(&"b".into());
         let secret = token.expose().rsplit('.').next().unwrap().to_owned();
         assert!(!format!("{token:?}").contains(&secret));
     }
 
     #[test]
     fn what_no_broker_made_is_malformed() {
-        let good = SessionToken::generate("b").expose();
+        let good = SessionToken::generate(&"b".into()).expose();
         let upper = good.to_uppercase();
         for text in ["", ".", "..", "b.x.y", &good[1..], &good[..good.len() - 1], &upper, &"a".repeat(1000)] {
             assert_eq!(SessionToken::parse(text).err(), Some(MalformedToken), "{text:?}");
