@@ -249,6 +249,18 @@ async fn parameters_that_do_not_fit_their_statement_are_found_where_they_are() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn results_without_rows_have_their_size_too() {
+    let database = Database::create();
+    let broker = Broker::start_with(&database, "", "[profile]\nresult_bytes_max = 4096").await;
+    let session = broker.session().await;
+    let empty = sets("SELECT * FROM accounts WHERE id = $1", vec![vec![int(0)]; 100]);
+    let failure =
+        session.execute_batch(pb::ExecuteBatchRequest { commit: true, ..batch(vec![empty]) }).await.unwrap_err();
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::ResourceExhausted, "RESULT_TOO_LARGE"));
+    assert_eq!(failure.commit.unwrap().outcome(), Outcome::RolledBack);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_limits_on_results_are_for_all_of_them_together() {
     let database = Database::create();
     let broker = Broker::start_with(&database, "", "[profile]\nresult_rows_max = 100\nresult_bytes_max = 4096").await;

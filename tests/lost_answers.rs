@@ -250,6 +250,8 @@ async fn unknown_then(cut: AtCommit) -> (Outcome, String) {
     lost.proxy.refuse();
     lost.proxy.at_next_commit(cut);
     let failed = Failure::from(commit_within(&lost.session, Duration::from_secs(2)).await.unwrap_err());
+    // Nor does one that cannot begin make it known.
+    assert_eq!(lost.session.execute("SELECT 1").await.unwrap_err().reason, "ENGINE_UNREACHABLE");
     let again = lost.session.commit().await.unwrap_err();
     assert_eq!(lost.session.close().await.unwrap(), EndReason::Closed);
     let after_the_end = lost.session.commit().await.unwrap_err();

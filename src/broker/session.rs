@@ -146,6 +146,16 @@ pub(super) struct Stoppable {
     stopped: watch::Sender<Option<bool>>,
 }
 
+impl Stoppable {
+    fn new() -> Self {
+        Self { stop: CancellationToken::new(), was_stopped: false, stopped: watch::Sender::new(None) }
+    }
+
+    fn running(&self) -> Running {
+        Running { stop: self.stop.clone(), stopped: self.stopped.subscribe() }
+    }
+}
+
 impl Drop for Stoppable {
     fn drop(&mut self) {
         self.stopped.send_replace(Some(self.was_stopped));
@@ -338,6 +348,7 @@ impl Session {
             limits,
             deadline,
             answer_by: grpc_deadline,
+            running: Stoppable::new(),
             call: Call { turn, numbered, reply },
         };
         self.dispatch(Command::Execute(execute), begin);
@@ -368,6 +379,7 @@ impl Session {
             limits: ResultLimits { rows_max: 0, bytes_max: 0 },
             deadline: self.deadline(None, grpc_deadline),
             answer_by: None,
+            running: Stoppable::new(),
             call: Call { turn, numbered: None, reply },
         };
         self.dispatch(Command::Execute(execute), self.begin(transaction));
@@ -438,19 +450,14 @@ impl Session {
     /// # Cancel safety
     /// Dropping the future does not take the request back.
     pub async fn cancel(&self) -> Result<(bool, SessionState), Failure> {
-        let running = {
-            let state = self.lock();
-            state.alive()?;
-            let running = match &state.phase {
-                Phase::Open(open) => open.running.clone().filter(|running| running.stopped.borrow().is_none()),
-                Phase::Idle | Phase::Ended(_) => None,
-            };
-            running.ok_or_else(|| Failure {
-                state: Some(self.snapshot(&state, Instant::now())),
-                ..Error::NothingToCancel.into()
-            })
+        let state = self.keep_alive()?;
+        let running = match &self.lock().phase {
+            Phase::Open(open) => open.running.clone().filter(|running| running.stopped.borrow().is_none()),
+            Phase::Idle | Phase::Ended(_) => None,
         };
-        let mut running = running?;
+        let Some(mut running) = running else {
+            return Err(Failure { state: Some(state), ..Error::NothingToCancel.into() });
+        };
         running.stop.cancel();
         // A sender that has gone has told before.
         let stopped = running.stopped.wait_for(Option::is_some).await.ok().and_then(|stopped| *stopped);
@@ -567,8 +574,8 @@ impl Session {
         if let Phase::Ended(earlier) = state.phase {
             return earlier;
         }
-        if matches!(&state.phase, Phase::Open(open) if !open.committing) {
-            // What was committed before says nothing of the transaction that ends now.
+        if matches!(&state.phase, Phase::Open(open) if open.backend.is_some() && !open.committing) {
+            // What was committed before says nothing of the transaction that has begun since.
             state.last_commit = None;
         }
         state.last_numbered = None;
@@ -619,6 +626,9 @@ impl Session {
         let mut state = self.lock();
         match (&mut state.phase, command) {
             (Phase::Open(open), command) => {
+                if let Command::Execute(execute) = &command {
+                    open.running = Some(execute.running.running());
+                }
                 // The turn sees to it that the channel, which holds one command, is empty.
                 let refused = open.commands.try_send(command);
                 // The lock goes first: a dropped command drops its turn, which takes the lock.
@@ -628,8 +638,10 @@ impl Session {
             (Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.options.transaction_timeout;
-                // What was committed before says nothing of the transaction that begins.
-                state.last_commit = None;
+                // A commit of what cannot begin must not be told of one before that went well.
+                if matches!(state.last_commit, Some(Verdict::Committed(_) | Verdict::NothingWritten)) {
+                    state.last_commit = None;
+                }
                 state.phase = Phase::Open(Box::new(Open {
                     commands,
                     deadline,
@@ -637,7 +649,7 @@ impl Session {
                     id: None,
                     failed: false,
                     committing: false,
-                    running: None,
+                    running: Some(first.running.running()),
                 }));
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
@@ -758,16 +770,6 @@ impl Session {
         true
     }
 
-    /// Tells the session that a statement runs, which Cancel may stop until what is returned is dropped.
-    pub(super) fn set_running(&self) -> Stoppable {
-        let (stopped, told) = watch::channel(None);
-        let stop = CancellationToken::new();
-        if let Phase::Open(open) = &mut self.lock().phase {
-            open.running = Some(Running { stop: stop.clone(), stopped: told });
-        }
-        Stoppable { stop, was_stopped: false, stopped }
-    }
-
     /// Tells the session which backend its transaction runs on.
     pub(super) fn set_backend(&self, pid: i32, host: String) {
         if let Phase::Open(open) = &mut self.lock().phase {
@@ -838,8 +840,10 @@ impl Turn {
             // The session ended meanwhile, or there was no transaction to begin with.
             (Phase::Ended(_) | Phase::Idle, _) | (_, Progress::Unchanged) => {}
         }
-        if let Progress::Over(Some(verdict)) = progress {
-            state.last_commit = Some(verdict);
+        match progress {
+            Progress::Unchanged | Progress::Over(None) => {}
+            Progress::Open { .. } => state.last_commit = None,
+            Progress::Over(verdict) => state.last_commit = verdict,
         }
         state.lease.renew(now);
         session.snapshot(&state, now)

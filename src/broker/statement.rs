@@ -155,7 +155,7 @@ fn mentions(sql: &str, word: &[u8]) -> bool {
 pub struct ResultLimits {
     /// Rows.
     pub rows_max: u64,
-    /// Bytes of all values as encoded in the answer.
+    /// Bytes of all values as encoded in the answer, and of the columns of all results but the first.
     pub bytes_max: usize,
 }
 

@@ -92,6 +92,8 @@ pub(super) struct Execute {
     pub(super) deadline: Deadline,
     /// When the caller stops waiting for what became of a commit.
     pub(super) answer_by: Option<Instant>,
+    /// What Cancel sees of it.
+    pub(super) running: Stoppable,
     pub(super) call: Call,
 }
 
@@ -205,11 +207,10 @@ pub(super) async fn run(
     begin: Arc<TransactionOptions>,
     deadline: Instant,
 ) {
-    let mut running = session.set_running();
-    let Some((connection, first)) = checkout(&session, first, &mut commands, &mut running).await else { return };
+    let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
     session.set_backend(connection.backend_pid(), connection.host());
     let mut transaction = Transaction { session, connection, commands, deadline, id: None, savepoints: Vec::new() };
-    let mut end = transaction.execute(first, Some(&begin), running).await;
+    let mut end = transaction.execute(first, Some(&begin)).await;
     let end = loop {
         match end {
             Some(end) => break end,
@@ -224,7 +225,6 @@ async fn checkout(
     session: &Session,
     mut first: Execute,
     commands: &mut mpsc::Receiver<Command>,
-    running: &mut Stoppable,
 ) -> Option<(Box<dyn Connection>, Execute)> {
     let engine = session.engine();
     let error = tokio::select! {
@@ -237,14 +237,13 @@ async fn checkout(
             Err(error) => Some(error.into_error(engine.name())),
         },
         () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
-        () = running.stop.cancelled() => {
-            running.was_stopped = true;
-            Some(Error::Cancelled)
-        }
+        () = first.running.stop.cancelled() => Some(Error::Cancelled),
     };
+    let Execute { call, mut running, .. } = first;
+    running.was_stopped = true;
     match error {
-        Some(error) => first.call.refuse(Progress::Over(None), error, None),
-        None => drop(first.call.turn.finish(Progress::Over(None))),
+        Some(error) => call.refuse(Progress::Over(None), error, None),
+        None => drop(call.turn.finish(Progress::Over(None))),
     }
     None
 }
@@ -287,10 +286,7 @@ impl Transaction {
         tokio::select! {
             biased;
             command = self.commands.recv() => match command {
-                Some(Command::Execute(execute)) => {
-                    let running = self.session.set_running();
-                    self.execute(execute, None, running).await
-                }
+                Some(Command::Execute(execute)) => self.execute(execute, None).await,
                 Some(Command::Commit { answer_by, turn, reply }) => {
                     Some(self.commit(Committing { answer_by, caller: CommitCaller::Commit(turn, reply) }).await)
                 }
@@ -321,13 +317,8 @@ impl Transaction {
     }
 
     /// Does a call's work, and the commit behind it if asked for. Returns how the transaction ended if it did.
-    async fn execute(
-        &mut self,
-        execute: Execute,
-        begin: Option<&TransactionOptions>,
-        mut running: Stoppable,
-    ) -> Option<End> {
-        let Execute { work, commit, limits, deadline, answer_by, mut call } = execute;
+    async fn execute(&mut self, execute: Execute, begin: Option<&TransactionOptions>) -> Option<End> {
+        let Execute { work, commit, limits, deadline, answer_by, mut running, mut call } = execute;
         if let Err(error) = self.check_savepoint(&work) {
             return self.fail(error, None, commit, call).await;
         }
@@ -377,7 +368,7 @@ impl Transaction {
             StatementError::Refused(error) if begin.is_some() => {
                 let end = if self.connection.status() == TransactionStatus::Idle { End::Over } else { End::Open };
                 let error = told(error, interruption.as_ref(), deadline);
-                running.was_stopped = error == Error::Cancelled;
+                running.was_stopped = was_stopped(&error);
                 call.refuse(Progress::Over(None), error, index);
                 Some(end)
             }
@@ -390,7 +381,7 @@ impl Transaction {
             StatementError::StalePlan(error) => self.fail(Error::StalePlan(error), index, commit, call).await,
             StatementError::Failed(error) => {
                 let error = told(Error::Database(error), interruption.as_ref(), deadline);
-                running.was_stopped = error == Error::Cancelled;
+                running.was_stopped = was_stopped(&error);
                 self.fail(error, index, commit, call).await
             }
         }
@@ -403,21 +394,21 @@ impl Transaction {
         work: &Work,
         limits: ResultLimits,
         deadline: Deadline,
-        call: &Stoppable,
+        running: &Stoppable,
         reply: &mut Reply<Executed>,
     ) -> (Result<Vec<ResultSet>, Stopped>, Option<Interruption>) {
         let canceller = self.connection.canceller();
-        let mut running = self.connection.execute(begin, work, limits);
+        let mut working = self.connection.execute(begin, work, limits);
         let interruption = tokio::select! {
             biased;
-            ran = &mut running => return (ran, None),
+            ran = &mut working => return (ran, None),
             () = sleep_until(deadline.at) => Interruption::Deadline,
             () = reply.closed() => Interruption::CallerLeft,
-            () = call.stop.cancelled() => Interruption::Cancelled,
+            () = running.stop.cancelled() => Interruption::Cancelled,
             // Calls are serial, so this is no command but the end of the session.
             _ = self.commands.recv() => Interruption::SessionEnded,
         };
-        let stopped = timeout(CANCEL_GRACE, stop(&*canceller, running))
+        let stopped = timeout(CANCEL_GRACE, stop(&*canceller, working))
             .await
             .unwrap_or_else(|_| Err(Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"))));
         let lost = |lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) });
@@ -569,6 +560,11 @@ fn told(error: Error, interruption: Option<&Interruption>, deadline: Deadline) -
         }
         _ => error,
     }
+}
+
+/// Whether an error says that the statement was stopped from outside.
+fn was_stopped(error: &Error) -> bool {
+    matches!(error, Error::Cancelled | Error::CallerLeft | Error::DeadlineExceeded { .. })
 }
 
 /// SQLSTATE of a cancelled statement.

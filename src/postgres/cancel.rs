@@ -5,7 +5,7 @@
 //! unless a proxy in between has closed it, which nobody can tell. So the requests are counted too: a connection on which
 //! fewer statements were cancelled than requested is not used again.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, copy, sink};
@@ -15,7 +15,22 @@ use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::net::{Address, Lent, Stream};
+use super::wire::Wire;
 use crate::broker::engine::{Canceller, Lost};
+
+/// Requests since the backend was last known to have dealt with all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Count {
+    requests: u32,
+    /// How many statements had been cancelled before, by whomever.
+    cancelled_before: u32,
+}
+
+impl Count {
+    fn is_settled(self, cancelled: u32) -> bool {
+        cancelled - self.cancelled_before >= self.requests
+    }
+}
 
 /// Cancels what runs on one backend.
 pub(super) struct BackendCanceller {
@@ -24,17 +39,33 @@ pub(super) struct BackendCanceller {
     /// How to encrypt the request, and the server's name, when the connection is encrypted.
     tls: Option<(MakeRustlsConnect, String)>,
     outstanding: Mutex<()>,
-    requests: AtomicU32,
+    wire: Arc<Wire>,
+    count: StdMutex<Count>,
 }
 
 impl BackendCanceller {
-    pub(super) fn new(token: CancelToken, address: Address, tls: Option<(MakeRustlsConnect, String)>) -> Self {
-        Self { token, address, tls, outstanding: Mutex::new(()), requests: AtomicU32::new(0) }
+    pub(super) fn new(
+        token: CancelToken,
+        address: Address,
+        tls: Option<(MakeRustlsConnect, String)>,
+        wire: Arc<Wire>,
+    ) -> Self {
+        Self { token, address, tls, outstanding: Mutex::new(()), wire, count: StdMutex::default() }
     }
 
-    /// How many requests have been made.
-    pub(super) fn requests(&self) -> u32 {
-        self.requests.load(Ordering::Relaxed)
+    fn note_request(&self) {
+        let cancelled = self.wire.cancelled();
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        if count.is_settled(cancelled) {
+            *count = Count { requests: 0, cancelled_before: cancelled };
+        }
+        count.requests += 1;
+    }
+
+    /// Whether each request has stopped a statement, so that none can still be on its way.
+    pub(super) fn is_settled(&self) -> bool {
+        let count = *self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        count.is_settled(self.wire.cancelled())
     }
 }
 
@@ -42,7 +73,7 @@ impl BackendCanceller {
 impl Canceller for BackendCanceller {
     async fn cancel(&self) -> Result<(), Lost> {
         let _one_at_a_time = self.outstanding.lock().await;
-        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.note_request();
         let lost = |error: &dyn std::error::Error| Lost(format!("cannot send a cancel request: {error}"));
         let stream = self.address.connect().await.map_err(|error| lost(&error))?;
         let (stream, returned) = Lent::new(stream);

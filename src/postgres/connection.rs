@@ -56,8 +56,6 @@ pub(super) struct PooledConnection {
     checked_out: CheckedOut,
     pool: Arc<Pool>,
     canceller: Arc<BackendCanceller>,
-    /// How many requests had been cancelled on the backend before.
-    cancelled_before: u32,
     /// The transaction's id, once PostgreSQL has told it.
     xid: OnceLock<u64>,
     /// Whether COMMIT may do something, or fail, although the transaction has no id: send notifications, commit on a
@@ -71,13 +69,12 @@ pub(super) struct PooledConnection {
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
         let Backend { client, wire, address, tls, .. } = checked_out.backend();
-        let cancelled_before = wire.cancelled();
-        let canceller = Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone()));
+        let canceller =
+            Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone(), wire.clone()));
         Self {
             checked_out,
             pool,
             canceller,
-            cancelled_before,
             xid: OnceLock::new(),
             may_act: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
@@ -207,8 +204,7 @@ impl PooledConnection {
 
     async fn reset(&self) -> Result<(), Lost> {
         let Backend { client, wire, .. } = self.backend();
-        // Statements may be cancelled by others too, by a statement_timeout of their own for one.
-        if self.canceller.requests() > wire.cancelled() - self.cancelled_before {
+        if !self.canceller.is_settled() {
             return Err(Lost("a cancel request may still be on its way".into()));
         }
         let must_be_idle = |status| match status {

@@ -13,8 +13,8 @@ use crate::broker::commit::{Cluster, ClusterXid, Resolution, UnknownReason};
 const INVALID_PARAMETER_VALUE: &str = "22023";
 
 /// The last column tells whether the server has lost its memory: a crash resets both statistics, a clean stop none. So may
-/// an operator, which then takes outcomes away that could have been told, but never turns one around. Every name is PostgreSQL's own: a caller may have made its namesake in a schema on the
-/// path.
+/// an operator, which then takes outcomes away that could have been told, but never turns one around. Every name is
+/// PostgreSQL's own: a caller may have made its namesake in a schema on the path.
 const IDENTITY: &str = "SELECT system_identifier, \
     CASE WHEN NOT pg_catalog.pg_is_in_recovery() THEN pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_lsn()) END, \
     (SELECT oid FROM pg_catalog.pg_database WHERE datname OPERATOR(pg_catalog.=) pg_catalog.current_database()), \

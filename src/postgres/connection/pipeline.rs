@@ -185,10 +185,7 @@ impl PooledConnection {
             && let Some(sent) = pipeline.sent.pop_front()
         {
             let (index, was_cached) = (pipeline.results.len(), sent.was_cached);
-            if index > 0 {
-                pipeline.budget.add_result(&sent.prepared);
-            }
-            let unread = match self.read(sent, &mut pipeline.budget).await {
+            let unread = match self.read(sent, index, &mut pipeline.budget).await {
                 Ok(result) => {
                     pipeline.results.push(result);
                     continue;
@@ -210,7 +207,7 @@ impl PooledConnection {
     }
 
     /// Reads one statement's result, and checks what is expected of it.
-    async fn read(&self, sent: Sent<'_>, budget: &mut Budget) -> Result<ResultSet, Unread> {
+    async fn read(&self, sent: Sent<'_>, index: usize, budget: &mut Budget) -> Result<ResultSet, Unread> {
         let wire = &self.backend().wire;
         let Sent { statement, prepared, rows: asked, .. } = sent;
         // Returning drops the stream: unread, it would keep the driver from reading on.
@@ -222,6 +219,9 @@ impl PooledConnection {
                 Ok(values) => rows.push(values),
                 Err(error) => return Err(Unread::GivenUp(Some(stream), error)),
             }
+        }
+        if index > 0 {
+            budget.add_result(&prepared).map_err(|error| Unread::GivenUp(None, error))?;
         }
         let columns: Vec<_> = prepared.columns().iter().map(column).collect();
         let returned = u64::try_from(rows.len()).unwrap_or(u64::MAX);
@@ -376,12 +376,13 @@ struct Budget {
 
 impl Budget {
     /// Counts what one more result takes in an answer, without its values.
-    fn add_result(&mut self, prepared: &Prepared) {
+    fn add_result(&mut self, prepared: &Prepared) -> Result<(), Error> {
         /// A tag and a count; a column's numbers.
         const EACH: usize = 32;
         let names = prepared.columns().iter().map(|column| column.name().len() + column.type_().name().len() + EACH);
-        // What is over the limit has no room for a value.
-        self.bytes = self.bytes.saturating_sub(EACH + names.sum::<usize>());
+        let left = self.bytes.checked_sub(EACH + names.sum::<usize>());
+        self.bytes = left.ok_or(Error::Exhausted(Exhausted::ResultBytes(self.limits.bytes_max)))?;
+        Ok(())
     }
 
     /// Reads a row within the budget.
