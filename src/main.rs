@@ -91,7 +91,13 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             let setting = |name: &str, value: &str| (format!("SESSION_BROKER__{name}"), value.to_owned());
             let config = Config::load(
                 None,
-                [setting("ENGINES__SAMPLE__URL", &url), setting("LISTEN", &listen), setting("DRAIN_GRACE", "2s")],
+                [
+                    setting("ENGINES__SAMPLE__URL", &url),
+                    setting("LISTEN", &listen),
+                    setting("DRAIN_GRACE", "2s"),
+                    // As random as the password in it, and gone as soon.
+                    setting("COMMIT_TOKEN_KEY", &url),
+                ],
             )?;
             // PostgreSQL stops when `postgres` is dropped, after the broker has.
             serve(config, |address| {

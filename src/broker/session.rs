@@ -337,12 +337,12 @@ impl Session {
         };
         let deadline = self.deadline(call.timeout, call.grpc_deadline);
         let ExecuteCall { statements, commit, transaction, numbered, grpc_deadline, .. } = call;
-        let begin = self.begin(transaction);
         if transaction.is_some() && !turn.is_idle() {
             return Err(turn.refuse(transaction_is_open()));
         }
         let (reply, answer) = oneshot::channel();
         let execute = transaction::Execute {
+            begin: self.begin(transaction),
             work: Work::Statements(statements),
             commit,
             limits,
@@ -351,7 +351,7 @@ impl Session {
             running: Stoppable::new(),
             call: Call { turn, numbered, reply },
         };
-        self.dispatch(Command::Execute(execute), begin);
+        self.dispatch(Command::Execute(execute));
         self.answered(answer).await
     }
 
@@ -374,6 +374,7 @@ impl Session {
         }
         let (reply, answer) = oneshot::channel();
         let execute = transaction::Execute {
+            begin: self.begin(transaction),
             work: Work::Savepoint(action, name),
             commit: false,
             limits: ResultLimits { rows_max: 0, bytes_max: 0 },
@@ -382,7 +383,7 @@ impl Session {
             running: Stoppable::new(),
             call: Call { turn, numbered: None, reply },
         };
-        self.dispatch(Command::Execute(execute), self.begin(transaction));
+        self.dispatch(Command::Execute(execute));
         self.answered(answer).await.map(|done| done.state)
     }
 
@@ -405,7 +406,7 @@ impl Session {
             return verdict.answer(Some(turn.finish(Progress::Unchanged)));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Commit { answer_by: grpc_deadline, turn, reply }, self.begin(None));
+        self.dispatch(Command::Commit { answer_by: grpc_deadline, turn, reply });
         self.answered(answer).await
     }
 
@@ -419,7 +420,7 @@ impl Session {
             return Ok(turn.finish(Progress::Unchanged));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Rollback { turn, reply }, self.begin(None));
+        self.dispatch(Command::Rollback { turn, reply });
         self.answered(answer).await
     }
 
@@ -438,7 +439,7 @@ impl Session {
             return Ok(self.end(EndReason::Closed));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Close { turn, reply }, self.begin(None));
+        self.dispatch(Command::Close { turn, reply });
         match self.answered(answer).await {
             Err(Failure { error: Error::SessionEnded(reason), .. }) => Ok(reason),
             closed => closed,
@@ -618,11 +619,10 @@ impl Session {
         Ok(Ticket(self.clone()))
     }
 
-    /// Hands a command, and with it the turn, to the transaction task, starting one when there is none, which begins as
-    /// `begin` says. Does not wait.
+    /// Hands a command, and with it the turn, to the transaction task, starting one when there is none. Does not wait.
     ///
     /// A command that finds no task is dropped, and its caller looks why: see [`Self::answered`].
-    fn dispatch(self: &Arc<Self>, command: Command, begin: Arc<TransactionOptions>) {
+    fn dispatch(self: &Arc<Self>, command: Command) {
         let mut state = self.lock();
         match (&mut state.phase, command) {
             (Phase::Open(open), command) => {
@@ -652,7 +652,7 @@ impl Session {
                     running: Some(first.running.running()),
                 }));
                 drop(state);
-                self.shared.transactions.spawn(transaction::run(self.clone(), first, received, begin, deadline));
+                self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
             }
             (Phase::Idle | Phase::Ended(_), command) => {
                 drop(state);

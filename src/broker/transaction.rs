@@ -86,6 +86,8 @@ pub(super) enum Command {
 
 #[derive(Debug)]
 pub(super) struct Execute {
+    /// How the transaction begins, if this is its first call.
+    pub(super) begin: Arc<TransactionOptions>,
     pub(super) work: Work,
     pub(super) commit: bool,
     pub(super) limits: ResultLimits,
@@ -204,12 +206,12 @@ pub(super) async fn run(
     session: Arc<Session>,
     first: Execute,
     mut commands: mpsc::Receiver<Command>,
-    begin: Arc<TransactionOptions>,
     deadline: Instant,
 ) {
     let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
     session.set_backend(connection.backend_pid(), connection.host());
     let mut transaction = Transaction { session, connection, commands, deadline, id: None, savepoints: Vec::new() };
+    let begin = first.begin.clone();
     let mut end = transaction.execute(first, Some(&begin)).await;
     let end = loop {
         match end {
@@ -318,7 +320,7 @@ impl Transaction {
 
     /// Does a call's work, and the commit behind it if asked for. Returns how the transaction ended if it did.
     async fn execute(&mut self, execute: Execute, begin: Option<&TransactionOptions>) -> Option<End> {
-        let Execute { work, commit, limits, deadline, answer_by, mut running, mut call } = execute;
+        let Execute { begin: _, work, commit, limits, deadline, answer_by, mut running, mut call } = execute;
         if let Err(error) = self.check_savepoint(&work) {
             return self.fail(error, None, commit, call).await;
         }
