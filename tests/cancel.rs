@@ -85,11 +85,7 @@ async fn without_a_statement_there_is_nothing_to_cancel() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_is_not_cancelled() {
     let database = Database::create();
-    database.psql(
-        "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(1); RETURN NULL; END'; \
-         CREATE CONSTRAINT TRIGGER doze AFTER UPDATE ON accounts DEFERRABLE INITIALLY DEFERRED \
-         FOR EACH ROW EXECUTE FUNCTION doze()",
-    );
+    database.doze_at_commit(1);
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
     let running = spawn(&session, UPDATE, true);

@@ -170,11 +170,7 @@ async fn a_lost_commit_that_may_act_without_an_id_is_unknown() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_under_way_when_its_session_ends_is_unknown_until_it_is_through() {
     let database = Database::create();
-    database.psql(
-        "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(3); RETURN NULL; END'; \
-         CREATE CONSTRAINT TRIGGER doze AFTER UPDATE ON accounts DEFERRABLE INITIALLY DEFERRED \
-         FOR EACH ROW EXECUTE FUNCTION doze()",
-    );
+    database.doze_at_commit(3);
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
     let (id, _) = write(&session).await;
@@ -339,11 +335,7 @@ async fn a_commit_whose_answer_was_lost_with_its_broker_is_resolved_by_another()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_was_under_way_when_its_broker_was_killed_is_resolved_as_rolled_back() {
     let database = Database::create();
-    database.psql(
-        "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(60); RETURN NULL; END'; \
-         CREATE CONSTRAINT TRIGGER doze AFTER UPDATE ON accounts DEFERRABLE INITIALLY DEFERRED \
-         FOR EACH ROW EXECUTE FUNCTION doze()",
-    );
+    database.doze_at_commit(60);
     let broker = Program::serve(&database.url(), "");
     let session = broker.session().await;
     let (_, token) = write(&session).await;

@@ -85,6 +85,16 @@ impl Database {
         Held(psql)
     }
 
+    /// From now on, COMMIT after an update of an account takes so many seconds, for each row.
+    pub(crate) fn doze_at_commit(&self, seconds: u32) {
+        self.psql(&format!(
+            "CREATE FUNCTION doze() RETURNS trigger LANGUAGE plpgsql \
+             AS 'BEGIN PERFORM pg_sleep({seconds}); RETURN NULL; END'; \
+             CREATE CONSTRAINT TRIGGER doze AFTER UPDATE ON accounts DEFERRABLE INITIALLY DEFERRED \
+             FOR EACH ROW EXECUTE FUNCTION doze()"
+        ));
+    }
+
     /// Looks until psql prints `expected` for `sql`; fails when it has not after ten seconds.
     pub(crate) fn wait_for(&self, sql: &str, expected: &str) {
         let mut seen = String::new();

@@ -732,7 +732,7 @@ impl Session {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn last_commit(&self) -> Option<Verdict> {
+    fn last_commit(&self) -> Option<Verdict> {
         self.lock().last_commit.clone()
     }
 
