@@ -68,8 +68,9 @@ fn broker(sessions: usize) -> Broker {
     let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
     let engines = BTreeMap::from([("main".to_owned(), Arc::new(engine) as Arc<dyn Engine>)]);
     let limits = Limits { sessions_max: 2 * sessions, tombstones_max: 10, ..Limits::default() };
-    let profile = Profile { lease_ttl_max: Duration::from_mins(30), ..Profile::default() };
-    Broker::new("broker-0".into(), engines, "main".into(), profile, limits, CommitTokens::new(&[0; 32]))
+    let half_an_hour = Duration::from_mins(30);
+    let profile = Profile { lease_ttl_max: half_an_hour, session_idle_timeout: half_an_hour, ..Profile::default() };
+    Broker::new("broker-0".into(), engines, "main".into(), profile.into(), limits, CommitTokens::new(&[0; 32]))
 }
 
 /// Bytes of the process in memory.

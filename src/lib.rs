@@ -27,7 +27,8 @@
 //!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
-//! renewed, expires, and its session is reaped; an ended session leaves a *tombstone* that says why; a connection is
+//! renewed, expires, and its session is reaped; a *profile* is a named set of limits and timeouts that sessions live by,
+//! with *classes* of statements in it; an ended session leaves a *tombstone* that says why; a connection is
 //! *released* when proven clean and *discarded* otherwise; a commit has an *outcome*, and a *commit token* to *resolve* it
 //! with when its answer is lost; a broker that stops *drains*.
 //!
@@ -40,7 +41,7 @@
 //!    when nobody can say.
 //! 5. A COMMIT in flight is never cancelled, and its outcome is remembered.
 //! 6. A running statement suspends the lease; a busy session is never reaped.
-//! 7. KeepAlive touches the lease only: never PostgreSQL, the maximum age or the transaction's deadline.
+//! 7. KeepAlive touches the lease only: never PostgreSQL, the idle limit, the maximum age or the transaction's deadline.
 //! 8. Reaping cancels, rolls back, releases or discards, each within a bound, and leaves the reason.
 //! 9. No state crosses sessions, nor does a cancel request.
 //! 10. Calls on one session are serial, in arrival order, in a bounded queue.

@@ -1,16 +1,19 @@
 //! The command line.
 
 use std::error::Error;
+use std::future::pending;
 use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
-use session_broker::config::Config;
+use session_broker::config::{Config, ConfigError};
 use session_broker::dev::ThrowAwayPostgres;
-use session_broker::server::Server;
+use session_broker::server::{Reloader, Server};
 use session_broker::telemetry;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
 
 /// A gRPC session broker for PostgreSQL.
 #[derive(Debug, Parser)]
@@ -51,11 +54,11 @@ struct Source {
 }
 
 impl Source {
-    fn load(&self) -> Result<Config, Box<dyn Error>> {
+    fn load(&self) -> Result<Config, ConfigError> {
         // A name or a value that is not UTF-8 cannot be one of ours.
         let environment =
             std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Ok(Config::load(self.config.as_deref(), environment)?)
+        Config::load(self.config.as_deref(), environment)
     }
 }
 
@@ -78,10 +81,13 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             Ok(())
         }
         Command::Serve { source, listen } => {
-            let mut config = source.load()?;
-            config.listen = listen.unwrap_or(config.listen);
+            let load: Load = Arc::new(move || {
+                let config = source.load()?;
+                Ok(Config { listen: listen.clone().unwrap_or(config.listen), ..config })
+            });
+            let config = load()?;
             telemetry::init();
-            serve(config, |address| format!("session-broker is listening on {address}\n"))
+            serve(config, Some(load), |address| format!("session-broker is listening on {address}\n"))
         }
         Command::Dev { listen } => {
             telemetry::init();
@@ -100,7 +106,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 ],
             )?;
             // PostgreSQL stops when `postgres` is dropped, after the broker has.
-            serve(config, |address| {
+            serve(config, None, |address| {
                 format!(
                     "session-broker is ready on {address}, its PostgreSQL at {url} with its log in {log}\n\
                      First call:\n  \
@@ -112,11 +118,21 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// Serves until SIGINT or SIGTERM.
+/// Loads the configuration, at first and again.
+type Load = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
+
+/// Serves until SIGINT or SIGTERM; at SIGHUP, loads the configuration again.
 #[tokio::main]
-async fn serve(config: Config, ready: impl FnOnce(std::net::SocketAddr) -> String) -> Result<(), Box<dyn Error>> {
+async fn serve(
+    config: Config,
+    load: Option<Load>,
+    ready: impl FnOnce(std::net::SocketAddr) -> String,
+) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let server = Server::bind(config).await?;
+    let reloading =
+        load.map(|load| Ok::<_, std::io::Error>(reload(server.reloader(), signal(SignalKind::hangup())?, load)));
+    let reloading = reloading.transpose()?;
     write!(stdout(), "{}", ready(server.local_addr()?))?;
     stdout().flush()?;
     let shutdown = async move {
@@ -125,5 +141,25 @@ async fn serve(config: Config, ready: impl FnOnce(std::net::SocketAddr) -> Strin
             _ = terminate.recv() => {}
         }
     };
-    Ok(server.run(shutdown).await?)
+    let reloading = async {
+        match reloading {
+            Some(reloading) => reloading.await,
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        served = server.run(shutdown) => Ok(served?),
+        () = reloading => Ok(()),
+    }
+}
+
+/// Loads the configuration again at each signal. Never returns.
+async fn reload(mut reloader: Reloader, mut hangup: Signal, load: Load) {
+    while hangup.recv().await.is_some() {
+        let load = load.clone();
+        // A panic in there is a problem of the file's like another: it must not take the broker along.
+        if let Ok(loaded) = spawn_blocking(move || load()).await {
+            reloader.reload(loaded);
+        }
+    }
 }

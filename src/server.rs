@@ -13,12 +13,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use crate::broker::Broker;
 use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
-use crate::config::{Config, EngineConfig};
+use crate::broker::profile::Profiles;
+use crate::config::{Config, ConfigError, EngineConfig};
 use crate::grpc::transport::{self, Readiness};
 use crate::postgres::engine::PostgresEngine;
 use crate::random::random;
@@ -33,6 +34,58 @@ pub struct Server {
     broker: Arc<Broker>,
     endpoint: String,
     drain_grace: Duration,
+    config: Config,
+}
+
+/// Puts another configuration into effect, as far as that needs no restart.
+#[derive(Debug)]
+pub struct Reloader {
+    broker: Arc<Broker>,
+    /// What is in effect.
+    config: Config,
+}
+
+impl Reloader {
+    /// Takes a configuration that was loaded anew: its profiles and principals, for the sessions that begin from now on.
+    /// One with a problem changes nothing.
+    pub fn reload(&mut self, loaded: Result<Config, ConfigError>) {
+        let checked =
+            loaded.map_err(|error| error.to_string()).and_then(|config| match self.missing(&config.profiles) {
+                None => Ok(config),
+                Some(problem) => Err(problem),
+            });
+        let config = match checked {
+            Ok(config) => config,
+            Err(problems) => return error!(%problems, "configuration refused: nothing has changed"),
+        };
+        let before = &self.config;
+        for (section, changed) in [
+            ("listen", config.listen != before.listen),
+            ("endpoint", config.endpoint != before.endpoint),
+            ("owner", config.owner != before.owner),
+            ("default_engine", config.default_engine != before.default_engine),
+            ("commit_token_key", config.commit_token_key != before.commit_token_key),
+            ("drain_grace", config.drain_grace != before.drain_grace),
+            ("limits", config.limits != before.limits),
+            ("engines", config.engines != before.engines),
+        ] {
+            if changed {
+                warn!(section, "needs a restart to take effect");
+            }
+        }
+        let (profiles, principals) = (config.profiles.profiles.len(), config.profiles.principals.len());
+        self.config.profiles.clone_from(&config.profiles);
+        self.broker.set_profiles(config.profiles);
+        info!(profiles, principals, "profiles reloaded");
+    }
+
+    /// What is wrong with profiles whose engines are not running.
+    fn missing(&self, profiles: &Profiles) -> Option<String> {
+        profiles.profiles.iter().find_map(|(name, profile)| {
+            let missing = profile.engines.iter().find(|engine| !self.config.engines.contains_key(*engine))?;
+            Some(format!("profiles.{name}.engines: names {missing:?}, which needs a restart to be there"))
+        })
+    }
 }
 
 impl Server {
@@ -41,8 +94,18 @@ impl Server {
     /// # Errors
     /// The port's, with its address.
     pub async fn bind(config: Config) -> io::Result<Self> {
-        let Config { listen, endpoint, owner, default_engine, commit_token_key, drain_grace, profile, limits, engines } =
-            config;
+        let running = config.clone();
+        let Config {
+            listen,
+            endpoint,
+            owner,
+            default_engine,
+            commit_token_key,
+            drain_grace,
+            profiles,
+            limits,
+            engines,
+        } = config;
         let listener = TcpListener::bind(&listen)
             .await
             .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
@@ -66,8 +129,13 @@ impl Server {
             },
             |key| CommitTokens::new(key.expose().as_bytes()),
         );
-        let broker = Arc::new(Broker::new(owner, engines, default_engine, profile, limits, commit_tokens));
-        Ok(Self { listener, broker, endpoint, drain_grace })
+        let broker = Arc::new(Broker::new(owner, engines, default_engine, profiles, limits, commit_tokens));
+        Ok(Self { listener, broker, endpoint, drain_grace, config: running })
+    }
+
+    /// What takes another configuration while it runs.
+    pub fn reloader(&self) -> Reloader {
+        Reloader { broker: self.broker.clone(), config: self.config.clone() }
     }
 
     /// Where it listens.
@@ -83,7 +151,7 @@ impl Server {
     /// # Errors
     /// The transport's.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), transport::Error> {
-        let Self { listener, broker, endpoint, drain_grace } = self;
+        let Self { listener, broker, endpoint, drain_grace, config: _ } = self;
         let stop = CancellationToken::new();
         let (mut readiness, serving) = transport::serve(broker.clone(), endpoint, listener, stop.clone()).await;
         let mut serving = pin!(serving);

@@ -248,7 +248,8 @@ async fn bytes_that_are_no_request_name_the_field_that_does_not_decode() {
 #[tokio::test(flavor = "multi_thread")]
 async fn results_past_a_limit_are_refused_and_the_session_goes_on() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "", "[profile]\nresult_rows_max = 100\nresult_bytes_max = 4096").await;
+    let broker =
+        Broker::start_with(&database, "", "[profiles.default]\nresult_rows_max = 100\nresult_bytes_max = 4096").await;
     let session = broker.session().await;
     let rows =
         |max_rows| pb::ExecuteRequest { max_rows, ..session.statement("SELECT generate_series(1, 100000000)", vec![]) };
@@ -298,7 +299,7 @@ async fn a_result_that_unfolds_is_refused_before_it_fills_the_memory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn more_calls_than_the_queue_holds_are_refused_with_nothing_run() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "", "[profile]\nsession_queue_max = 2").await;
+    let broker = Broker::start_with(&database, "", "[profiles.default]\nsession_queue_max = 2").await;
     let session = broker.session().await;
     let lock = database.hold("LOCK TABLE accounts");
     let mut calls = tokio::task::JoinSet::new();
@@ -323,7 +324,7 @@ async fn more_calls_than_the_queue_holds_are_refused_with_nothing_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_finds_the_queue_full_says_nothing_of_an_earlier_one() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "", "[profile]\nsession_queue_max = 1").await;
+    let broker = Broker::start_with(&database, "", "[profiles.default]\nsession_queue_max = 1").await;
     let session = broker.session().await;
     session.execute_and_commit("UPDATE accounts SET balance = 1").await.unwrap();
     let lock = database.hold("LOCK TABLE accounts");

@@ -251,7 +251,7 @@ async fn parameters_that_do_not_fit_their_statement_are_found_where_they_are() {
 #[tokio::test(flavor = "multi_thread")]
 async fn results_without_rows_have_their_size_too() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "", "[profile]\nresult_bytes_max = 4096").await;
+    let broker = Broker::start_with(&database, "", "[profiles.default]\nresult_bytes_max = 4096").await;
     let session = broker.session().await;
     let empty = sets("SELECT * FROM accounts WHERE id = $1", vec![vec![int(0)]; 100]);
     let failure =
@@ -263,7 +263,8 @@ async fn results_without_rows_have_their_size_too() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limits_on_results_are_for_all_of_them_together() {
     let database = Database::create();
-    let broker = Broker::start_with(&database, "", "[profile]\nresult_rows_max = 100\nresult_bytes_max = 4096").await;
+    let broker =
+        Broker::start_with(&database, "", "[profiles.default]\nresult_rows_max = 100\nresult_bytes_max = 4096").await;
     let session = broker.session().await;
     let rows = |count: u32| one(&format!("SELECT generate_series(1, {count})"));
     let wide = one("SELECT repeat('x', 3000)");

@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
 
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
@@ -26,28 +27,48 @@ pub(crate) struct Program {
     pub(crate) address: String,
     /// The line that tells the address.
     ready: String,
+    /// What it has logged so far.
+    log: Arc<Mutex<Vec<String>>>,
 }
 
 impl Program {
     /// Starts it and waits for its ready line.
-    fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
+        Self::start_under(&[], arguments)
+    }
+
+    /// The same, with these variables in its environment.
+    fn start_under(environment: &[(&str, PathBuf)], arguments: &[&str]) -> Self {
         let mut child = program()
             .args(arguments)
+            .env("RUST_LOG", "info")
+            .envs(environment.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .unwrap();
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        // Read whether anybody looks or not: a full pipe would stop the program.
+        std::thread::spawn({
+            let (errors, log) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
+            move || errors.lines().map_while(Result::ok).for_each(|line| log.lock().unwrap().push(line))
+        });
         let mut output = BufReader::new(child.stdout.take().unwrap());
         let mut ready = String::new();
         output.read_line(&mut ready).unwrap();
         let address =
             ready.split([' ', ',', '\n']).find(|word| word.starts_with("127.0.0.1:")).expect(&ready).to_owned();
-        Self { child, output, address, ready }
+        Self { child, output, address, ready, log }
     }
 
     /// Serves `database` with a configuration file.
     pub(crate) fn serve(database_url: &str, more: &str) -> Self {
+        Self::serve_under(&[], database_url, more)
+    }
+
+    /// The same, with these variables in its environment.
+    pub(crate) fn serve_under(environment: &[(&str, PathBuf)], database_url: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
         let toml = format!(
@@ -55,7 +76,8 @@ impl Program {
              [engines.main]\nurl = {database_url:?}\n{more}"
         );
         std::fs::write(&file, toml).unwrap();
-        Self::start(&["serve", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"])
+        let arguments = ["serve", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"];
+        Self::start_under(environment, &arguments)
     }
 
     pub(crate) fn client(&self) -> SessionServiceClient<tonic::transport::Channel> {
@@ -71,6 +93,12 @@ impl Program {
     fn directory(&self) -> PathBuf {
         let log = Path::new(self.ready.split_whitespace().last().unwrap());
         log.parent().unwrap().to_owned()
+    }
+
+    /// How many lines it has logged that hold all of these.
+    pub(crate) fn logged(&self, words: &[&str]) -> usize {
+        let log = self.log.lock().unwrap();
+        log.iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
     }
 
     pub(crate) fn signal(&self, name: &str) {
@@ -197,7 +225,7 @@ fn check_prints_what_is_in_effect_or_every_problem() {
         std::fs::write(&file, text).unwrap();
         program()
             .args(["check", "--config", file.to_str().unwrap()])
-            .env("SESSION_BROKER__PROFILE__LEASE_TTL", "45s")
+            .env("SESSION_BROKER__PROFILES__DEFAULT__LEASE_TTL", "45s")
             .output()
             .unwrap()
     };

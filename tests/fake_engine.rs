@@ -8,8 +8,8 @@ use async_trait::async_trait;
 use session_broker::broker::commit::{Cluster, ClusterXid, Resolution};
 use session_broker::broker::connect::ConnectOverrides;
 use session_broker::broker::engine::{
-    Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, IdempotencyTable, Lost, PoolStatistics,
-    StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
+    Blocker, Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, IdempotencyTable, Lost,
+    NotCancelled, PoolStatistics, StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use session_broker::broker::error::{Error, PgError};
 use session_broker::broker::principal::Principal;
@@ -148,6 +148,10 @@ impl Engine for FakeEngine {
 
     async fn resolve(&self, _: &Principal, _: &ClusterXid, _: Option<i32>) -> Result<Resolution, CheckoutError> {
         unreachable!("no transaction has a cluster")
+    }
+
+    async fn blockers(&self, _: &str, _: i32) -> Result<Vec<Blocker>, CheckoutError> {
+        Ok(Vec::new())
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {
@@ -307,12 +311,12 @@ struct FakeCanceller {
 
 #[async_trait]
 impl Canceller for FakeCanceller {
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), NotCancelled> {
         if self.gate.pass().await {
             self.cancelled.notify_one();
             Ok(())
         } else {
-            Err(Lost("the gate is shut".into()))
+            Err(NotCancelled::Unsent("the gate is shut".into()))
         }
     }
 }

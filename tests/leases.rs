@@ -22,9 +22,10 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
 pub(crate) fn broker(gates: Gates, profile: Profile, limits: Limits) -> (Broker, Arc<FakeEngine>) {
+    let profiles = profile.into();
     let engine = Arc::new(FakeEngine::new(gates));
     let engines = BTreeMap::from([("fake".to_owned(), engine.clone() as Arc<_>)]);
-    (Broker::new("test".into(), engines, "fake".into(), profile, limits, CommitTokens::new(&[0; 32])), engine)
+    (Broker::new("test".into(), engines, "fake".into(), profiles, limits, CommitTokens::new(&[0; 32])), engine)
 }
 
 fn open_broker() -> (Broker, Arc<FakeEngine>) {
@@ -43,6 +44,7 @@ pub(crate) fn call(commit: bool) -> ExecuteCall {
         commit,
         transaction: None,
         numbered: None,
+        class: None,
         rows_max: None,
         timeout: None,
         grpc_deadline: None,
@@ -70,7 +72,7 @@ async fn calls_on_one_session_run_one_at_a_time_in_arrival_order() {
 }
 
 /// Lets tasks that are ready run, without moving the clock.
-async fn settle() {
+pub(crate) async fn settle() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
     }
@@ -127,7 +129,7 @@ async fn a_running_statement_suspends_the_lease() {
     let failure = session.execute(call(false)).await.unwrap_err();
     assert_eq!(before.elapsed().as_secs(), 30);
     let after = 30 * SECOND;
-    assert_eq!(failure.error, Error::DeadlineExceeded { bound: Bound::StatementTimeout, after });
+    assert_eq!(failure.error, Error::DeadlineExceeded { bound: Bound::Profile, after });
     let state = failure.state.unwrap();
     assert_eq!((state.transaction, state.lease_remaining), (TransactionState::Failed, SECOND));
     sleep(2 * SECOND).await;

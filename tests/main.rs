@@ -23,10 +23,15 @@ mod bad_input;
 
 mod values;
 
+mod attach;
+mod attach_times;
 mod cancel;
 mod dropped_calls;
 mod leases;
 
+mod profiles;
+
+mod cancel_network;
 mod connect_options;
 mod pool;
 mod weather;
@@ -35,5 +40,8 @@ mod backends;
 mod ledger;
 mod lost_answers;
 
+mod abandoned;
 mod command_line;
 mod python;
+#[cfg(target_os = "linux")]
+mod wall_clock;

@@ -1,6 +1,8 @@
 //! A TCP proxy before a database, whose links can be slow, fall silent without closing, or be cut, in the middle of a
-//! COMMIT too.
+//! COMMIT too; and that can be deaf to new ones.
 
+use std::future::pending;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -9,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::sleep;
 
 /// As many bytes as are passed at once; a COMMIT on its own is far smaller.
@@ -32,14 +34,20 @@ pub(crate) enum AtCommit {
 pub(crate) struct Proxy {
     /// The database's URL, through the proxy.
     pub(crate) url: String,
-    silence: watch::Sender<()>,
+    address: SocketAddr,
+    /// Takes new links. None while the proxy is deaf.
+    listening: Mutex<Option<JoinHandle<()>>>,
     shared: Arc<Shared>,
 }
 
 /// What the proxy's owner and its links share.
 struct Shared {
+    /// The database's address.
+    real: String,
     delay: Duration,
+    silence: watch::Sender<()>,
     refuses: AtomicBool,
+    holds_cancels: AtomicBool,
     at_next_commit: Mutex<Option<AtCommit>>,
     links: Mutex<Vec<AbortHandle>>,
 }
@@ -49,36 +57,24 @@ impl Proxy {
     pub(crate) async fn start(url: &str, delay: Duration) -> Self {
         let real = url.split('@').nth(1).unwrap().split('/').next().unwrap().to_owned();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = url.replace(&real, &listener.local_addr().unwrap().to_string());
-        let (silence, silenced) = watch::channel(());
+        let address = listener.local_addr().unwrap();
+        let url = url.replace(&real, &address.to_string());
         let shared = Arc::new(Shared {
+            real,
             delay,
+            silence: watch::Sender::new(()),
             refuses: AtomicBool::new(false),
+            holds_cancels: AtomicBool::new(false),
             at_next_commit: Mutex::new(None),
             links: Mutex::new(Vec::new()),
         });
-        let proxy = Self { url, silence, shared: shared.clone() };
-        tokio::spawn(async move {
-            loop {
-                let (caller, _) = listener.accept().await.unwrap();
-                if shared.refuses.load(Ordering::SeqCst) {
-                    continue;
-                }
-                let server = TcpStream::connect(&real).await.unwrap();
-                let mut silenced = silenced.clone();
-                silenced.borrow_and_update();
-                let link = tokio::spawn(link(caller, server, shared.clone(), silenced));
-                let mut links = shared.links.lock().unwrap();
-                links.retain(|link| !link.is_finished());
-                links.push(link.abort_handle());
-            }
-        });
-        proxy
+        let listening = Mutex::new(Some(tokio::spawn(listen(listener, shared.clone()))));
+        Self { url, address, listening, shared }
     }
 
     /// From now on, the links there are neither pass anything nor close; new ones do.
     pub(crate) fn silence(&self) {
-        self.silence.send(()).unwrap();
+        self.shared.silence.send_replace(());
     }
 
     /// From now on, new links are closed at once; those there are go on.
@@ -89,6 +85,26 @@ impl Proxy {
     /// From now on, new links pass again.
     pub(crate) fn admit(&self) {
         self.shared.refuses.store(false, Ordering::SeqCst);
+    }
+
+    /// From now on, new links are refused as if nobody were here; those there are go on.
+    pub(crate) async fn deafen(&self) {
+        let listening = self.listening.lock().unwrap().take().expect("it hears");
+        listening.abort();
+        // The port is closed when the task has gone.
+        let _ = listening.await;
+    }
+
+    /// From now on, new links pass again.
+    pub(crate) async fn hear(&self) {
+        let listener = TcpListener::bind(self.address).await.unwrap();
+        let listening = tokio::spawn(listen(listener, self.shared.clone()));
+        *self.listening.lock().unwrap() = Some(listening);
+    }
+
+    /// From now on, requests to cancel a statement are taken, and neither passed on nor closed. All others pass.
+    pub(crate) fn hold_cancels(&self) {
+        self.shared.holds_cancels.store(true, Ordering::SeqCst);
     }
 
     /// What happens at the next COMMIT, on whichever link it comes. All others pass.
@@ -124,15 +140,48 @@ impl Shared {
     }
 }
 
+/// Takes new links for as long as it runs.
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let (caller, _) = listener.accept().await.unwrap();
+        if shared.refuses.load(Ordering::SeqCst) {
+            continue;
+        }
+        let link = tokio::spawn(link(caller, shared.clone(), shared.silence.subscribe()));
+        let mut links = shared.links.lock().unwrap();
+        links.retain(|link| !link.is_finished());
+        links.push(link.abort_handle());
+    }
+}
+
+/// Whether a caller asks to cancel the statement of another link: it begins with a length, and a code of its own.
+async fn asks_to_cancel(caller: &TcpStream) -> bool {
+    const CODE: [u8; 4] = 80_877_102_u32.to_be_bytes();
+    let mut begins = [0; 8];
+    loop {
+        match caller.peek(&mut begins).await {
+            Ok(8) => return begins[4..] == CODE,
+            // The rest is on its way.
+            Ok(1..) => tokio::task::yield_now().await,
+            Ok(0) | Err(_) => return false,
+        }
+    }
+}
+
 /// One connection's way through the proxy.
-async fn link(caller: TcpStream, server: TcpStream, shared: Arc<Shared>, mut silenced: watch::Receiver<()>) {
+async fn link(caller: TcpStream, shared: Arc<Shared>, mut silenced: watch::Receiver<()>) {
+    if shared.holds_cancels.load(Ordering::SeqCst) && asks_to_cancel(&caller).await {
+        // It still owns the socket, which stays open.
+        return pending().await;
+    }
+    let Ok(server) = TcpStream::connect(&shared.real).await else { return };
     let (mut from_caller, mut to_caller) = caller.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     // They only borrow the sockets: a link that falls silent must not close them.
     let at_commit = tokio::select! {
         at_commit = ask(&mut from_caller, &mut to_server, &shared) => at_commit,
         () = answer(&mut from_server, &mut to_caller, &shared) => None,
-        Ok(()) = silenced.changed() => std::future::pending().await,
+        Ok(()) = silenced.changed() => pending().await,
     };
     match at_commit {
         // Whoever closes, both do.

@@ -279,7 +279,8 @@ async fn a_key_used_with_a_different_request_is_refused() {
 async fn a_request_is_the_same_in_whatever_order_its_settings_travel() {
     let names: Vec<_> = (0..16).map(|n| format!("app.s{n}")).collect();
     let database = database_with_keys();
-    let broker = Broker::start_with(&database, KEYS_IN_TABLE, &format!("[profile]\nsettings = {names:?}")).await;
+    let broker =
+        Broker::start_with(&database, KEYS_IN_TABLE, &format!("[profiles.default]\nsettings = {names:?}")).await;
     let run = || {
         let settings = names.iter().map(|name| (name.clone(), "value".into())).collect();
         let options = pb::SessionOptions { settings, ..Default::default() };
@@ -419,7 +420,7 @@ async fn a_run_whose_caller_left_leaves_nothing_and_its_key_free() {
 async fn options_reach_the_transaction() {
     let database = Database::create();
     let role = crate::transactions::role(&database);
-    let profile = format!("[profile]\nroles = [{role:?}]\nsettings = [\"app.tenant\"]");
+    let profile = format!("[profiles.default]\nroles = [{role:?}]\nsettings = [\"app.tenant\"]");
     let broker = Broker::start_with(&database, "", &profile).await;
     let options = pb::SessionOptions {
         isolation_level: IsolationLevel::Serializable.into(),

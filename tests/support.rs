@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use prost::Message;
 use session_broker::config::Config;
@@ -15,9 +16,10 @@ use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use session_broker::grpc::pb::transaction_service_client::TransactionServiceClient;
 use session_broker::server;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 use tonic_types::StatusExt;
 
 /// Every broker's, so that each opens the others' commit tokens.
@@ -156,9 +158,14 @@ impl Broker {
 
     /// For an engine of these keys.
     pub(crate) async fn start_engine(engine: &str) -> Self {
+        Self::start_engines(&format!("[engines.main]\n{engine}")).await
+    }
+
+    /// For the engines of a configuration that says this too: keys of its root, then sections.
+    pub(crate) async fn start_engines(configuration: &str) -> Self {
         let toml = format!(
             "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
-             [engines.main]\n{engine}\n"
+             {configuration}\n"
         );
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
@@ -432,6 +439,24 @@ impl Session {
     pub(crate) async fn get(&self) -> Result<pb::GetSessionResponse, Failure> {
         let request = pb::GetSessionRequest { session_token: self.token.clone() };
         Ok(self.client.clone().get_session(request).await?.into_inner())
+    }
+
+    pub(crate) async fn attach(&self) -> Result<Streaming<pb::AttachResponse>, Failure> {
+        let request = pb::AttachRequest { session_token: self.token.clone() };
+        Ok(self.client.clone().attach(request).await?.into_inner())
+    }
+
+    /// Looks until the session has ended, which looking does not keep it from, and says why.
+    pub(crate) async fn ended(&self) -> pb::EndReason {
+        let looking = async {
+            loop {
+                let seen = self.get().await.unwrap();
+                if seen.state.is_none() {
+                    return seen.end_reason();
+                }
+            }
+        };
+        timeout(Duration::from_secs(10), looking).await.expect("the session ends")
     }
 }
 

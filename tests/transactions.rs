@@ -425,7 +425,7 @@ pub(crate) fn role(database: &Database) -> String {
 
 /// The section that allows these.
 fn profile(roles: &[&str], settings: &[&str]) -> String {
-    format!("[profile]\nroles = {roles:?}\nsettings = {settings:?}")
+    format!("[profiles.default]\nroles = {roles:?}\nsettings = {settings:?}")
 }
 
 fn with_options(options: pb::SessionOptions) -> pb::BeginSessionRequest {

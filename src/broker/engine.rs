@@ -56,6 +56,13 @@ pub trait Engine: Debug + Send + Sync {
         orphan: Option<i32>,
     ) -> Result<Resolution, CheckoutError>;
 
+    /// Who holds what a backend on that host waits for, in the order of their process ids; nobody when it waits for no
+    /// lock. Asked apart from the pool, which may be waiting as a whole, and at most about once a second.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves nothing behind.
+    async fn blockers(&self, host: &str, backend_pid: i32) -> Result<Vec<Blocker>, CheckoutError>;
+
     /// Proves that PostgreSQL answers, apart from the pool.
     ///
     /// # Cancel safety
@@ -110,6 +117,19 @@ pub struct PoolStatistics {
     pub opened: u64,
     /// Attempts to open one that failed, since the start.
     pub login_failures: u64,
+}
+
+/// A backend that stands in a statement's way. What PostgreSQL does not show to the engine's user is empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    /// Its process id; 0 for a prepared transaction.
+    pub pid: i32,
+    /// Its user.
+    pub user: String,
+    /// Its application_name.
+    pub application_name: String,
+    /// What it does, in PostgreSQL's words.
+    pub state: String,
 }
 
 /// Why there is no connection. Nothing ran.
@@ -210,7 +230,18 @@ pub trait Canceller: Send + Sync {
     ///
     /// # Cancel safety
     /// None: after a dropped future the request may still arrive. Drop the connection too.
-    async fn cancel(&self) -> Result<(), Lost>;
+    async fn cancel(&self) -> Result<(), NotCancelled>;
+}
+
+/// Why a statement was not cancelled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotCancelled {
+    /// The server could not be reached; no request is on its way.
+    #[error("{0}")]
+    Unsent(String),
+    /// Nobody knows whether a request is on its way: the connection cannot be used again.
+    #[error("{0}")]
+    Lost(#[from] Lost),
 }
 
 /// The connection is gone, and how.

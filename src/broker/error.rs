@@ -58,6 +58,12 @@ pub enum Error {
     /// Cancel was called, and there is no statement to stop.
     #[error("no statement runs in this session")]
     NothingToCancel,
+    /// Cancel was called, and PostgreSQL could not be asked.
+    #[error("the statement runs on, within its time limits: PostgreSQL could not be asked to stop it: {0}")]
+    CancelUndelivered(String),
+    /// Attach was called, and a stream is there.
+    #[error("another Attach stream of this session is open")]
+    AlreadyAttached,
     /// The caller went away before its call was through.
     #[error("the caller left before the call was through: its statement was stopped")]
     CallerLeft,
@@ -134,8 +140,12 @@ pub enum Bound {
     GrpcDeadline,
     /// `ExecuteRequest.timeout`.
     Request,
-    /// The session's statement timeout: asked for by its options, or the profile's.
+    /// That of the statement's class.
+    Class,
+    /// The session's own, asked for by its options.
     StatementTimeout,
+    /// The profile's.
+    Profile,
     /// What the transaction had left.
     TransactionTimeout,
 }
@@ -146,7 +156,9 @@ impl Bound {
         match self {
             Self::GrpcDeadline => "grpc_deadline",
             Self::Request => "timeout",
+            Self::Class => "class",
             Self::StatementTimeout => "statement_timeout",
+            Self::Profile => "profile",
             Self::TransactionTimeout => "transaction_timeout",
         }
     }
@@ -170,9 +182,15 @@ pub enum EndReason {
     /// It reached its maximum age.
     #[error("maximum age reached")]
     MaxAge,
+    /// It was kept for its idle limit, and not used.
+    #[error("kept for its idle limit and not used")]
+    IdleTimeout,
     /// Its transaction stayed open too long.
     #[error("transaction deadline passed")]
     TransactionDeadline,
+    /// Its stream went away, and nobody came back.
+    #[error("disconnected")]
+    Disconnected,
     /// The broker stopped.
     #[error("drained")]
     Drained,

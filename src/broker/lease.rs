@@ -1,6 +1,7 @@
 //! The right to keep a session: granted for a ttl, renewed by finished calls, capped by a maximum age.
 //!
-//! Pure arithmetic on instants that the caller passes in. Invariant: renewing never moves the maximum age.
+//! Pure arithmetic on instants that the caller passes in. Invariant: renewing never moves the maximum age, and keeping
+//! alive never moves the idle limit.
 
 use std::time::Duration;
 
@@ -16,6 +17,20 @@ pub(super) struct Lease {
     due: Instant,
     /// When the maximum age ends the session.
     end: Instant,
+    /// Since when it has only been kept, and not used.
+    idle_since: Instant,
+    keeper: Keeper,
+}
+
+/// Who keeps a session between its calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Keeper {
+    /// Its caller, with each call.
+    Caller,
+    /// A stream that is open: the lease does not run out.
+    Stream,
+    /// The stream is gone, and nobody has called since.
+    Nobody,
 }
 
 /// What to do about a lease at some instant.
@@ -29,26 +44,69 @@ pub(super) enum Judgement {
 
 impl Lease {
     pub(super) fn grant(now: Instant, ttl: Duration, age_max: Duration) -> Self {
-        Self { ttl, due: now + ttl, end: now + age_max }
+        Self { ttl, due: now + ttl, end: now + age_max, idle_since: now, keeper: Keeper::Caller }
     }
 
     pub(super) fn ttl(&self) -> Duration {
         self.ttl
     }
 
+    /// A call begins: its caller is there.
     pub(super) fn renew(&mut self, now: Instant) {
+        if self.keeper == Keeper::Nobody {
+            self.keeper = Keeper::Caller;
+        }
         self.due = now + self.ttl;
     }
 
-    /// Judges an idle session's lease.
-    pub(super) fn judge(&self, now: Instant) -> Judgement {
-        if now >= self.end {
-            Judgement::Expired(EndReason::MaxAge)
-        } else if now >= self.due {
-            Judgement::Expired(EndReason::LeaseExpired)
-        } else {
-            Judgement::HoldsUntil(self.due.min(self.end))
+    /// A call has ended. Should its stream have gone meanwhile, its caller has `grace` from now.
+    pub(super) fn used(&mut self, now: Instant, grace: Duration) {
+        self.idle_since = now;
+        self.due = match self.keeper {
+            Keeper::Caller | Keeper::Stream => now + self.ttl,
+            Keeper::Nobody => now + grace,
+        };
+    }
+
+    /// A stream keeps it from now on.
+    pub(super) fn attach(&mut self) {
+        self.keeper = Keeper::Stream;
+    }
+
+    /// The stream is gone: its caller has `grace` to come back.
+    pub(super) fn detach(&mut self, now: Instant, grace: Duration) {
+        self.keeper = Keeper::Nobody;
+        self.due = now + grace;
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        self.keeper == Keeper::Stream
+    }
+
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.keeper == Keeper::Nobody
+    }
+
+    pub(super) fn idle_since(&self) -> Instant {
+        self.idle_since
+    }
+
+    /// Judges the lease of a session between calls, which ends at `idle_end` at the latest if its own clock bounds it.
+    pub(super) fn judge(&self, now: Instant, idle_end: Option<Instant>) -> Judgement {
+        let by_keeper = match self.keeper {
+            Keeper::Caller => Some((self.due, EndReason::LeaseExpired)),
+            Keeper::Stream => None,
+            Keeper::Nobody => Some((self.due, EndReason::Disconnected)),
+        };
+        let by_idleness = idle_end.map(|idle_end| (idle_end, EndReason::IdleTimeout));
+        let mut first = (self.end, EndReason::MaxAge);
+        for other in by_keeper.into_iter().chain(by_idleness) {
+            if other.0 < first.0 {
+                first = other;
+            }
         }
+        let (at, reason) = first;
+        if now >= at { Judgement::Expired(reason) } else { Judgement::HoldsUntil(at) }
     }
 
     /// When to judge a suspended lease again: the earliest instant at which it can have run out if the call ends now.
@@ -59,9 +117,10 @@ impl Lease {
         if now < self.end { renewed.min(self.end) } else { renewed.min(now + OVERDUE_STEP) }
     }
 
-    /// How long an idle session has before the lease runs out.
+    /// How long a session between calls has before the lease runs out.
     pub(super) fn remaining(&self, now: Instant) -> Duration {
-        self.due.min(self.end).saturating_duration_since(now)
+        let due = if self.is_attached() { now + self.ttl } else { self.due };
+        due.min(self.end).saturating_duration_since(now)
     }
 
     /// How long until the maximum age.
@@ -81,8 +140,8 @@ mod tests {
         let now = Instant::now();
         let lease = Lease::grant(now, 10 * SECOND, 60 * SECOND);
         let due = now + 10 * SECOND;
-        assert_eq!(lease.judge(due - Duration::from_nanos(1)), Judgement::HoldsUntil(due));
-        assert_eq!(lease.judge(due), Judgement::Expired(EndReason::LeaseExpired));
+        assert_eq!(lease.judge(due - Duration::from_nanos(1), None), Judgement::HoldsUntil(due));
+        assert_eq!(lease.judge(due, None), Judgement::Expired(EndReason::LeaseExpired));
     }
 
     #[test]
@@ -91,7 +150,37 @@ mod tests {
         let mut lease = Lease::grant(now, 10 * SECOND, 15 * SECOND);
         lease.renew(now + 9 * SECOND);
         assert_eq!(lease.remaining(now + 9 * SECOND), 6 * SECOND);
-        lease.renew(now + 14 * SECOND);
-        assert_eq!(lease.judge(now + 15 * SECOND), Judgement::Expired(EndReason::MaxAge));
+        lease.used(now + 14 * SECOND, SECOND);
+        assert_eq!(lease.judge(now + 15 * SECOND, None), Judgement::Expired(EndReason::MaxAge));
+    }
+
+    #[test]
+    fn keeping_alive_does_not_move_the_idle_limit_and_a_call_does() {
+        let now = Instant::now();
+        let mut lease = Lease::grant(now, 10 * SECOND, 60 * SECOND);
+        lease.renew(now + 9 * SECOND);
+        assert_eq!(lease.idle_since(), now);
+        let idle_end = Some(lease.idle_since() + 12 * SECOND);
+        assert_eq!(lease.judge(now + 12 * SECOND, idle_end), Judgement::Expired(EndReason::IdleTimeout));
+        lease.used(now + 11 * SECOND, SECOND);
+        assert_eq!(lease.idle_since(), now + 11 * SECOND);
+    }
+
+    #[test]
+    fn a_stream_keeps_it_and_its_end_leaves_the_grace() {
+        let now = Instant::now();
+        let mut lease = Lease::grant(now, 10 * SECOND, 60 * SECOND);
+        lease.attach();
+        assert_eq!(lease.judge(now + 50 * SECOND, None), Judgement::HoldsUntil(now + 60 * SECOND));
+        assert_eq!(lease.remaining(now + 20 * SECOND), 10 * SECOND);
+        lease.detach(now + 20 * SECOND, 2 * SECOND);
+        assert_eq!(lease.judge(now + 22 * SECOND, None), Judgement::Expired(EndReason::Disconnected));
+        // A call that was under way says nothing of its caller.
+        lease.used(now + 21 * SECOND, 2 * SECOND);
+        assert_eq!(lease.judge(now + 23 * SECOND, None), Judgement::Expired(EndReason::Disconnected));
+        // One that begins does.
+        lease.renew(now + 22 * SECOND);
+        lease.used(now + 22 * SECOND, 2 * SECOND);
+        assert_eq!(lease.judge(now + 23 * SECOND, None), Judgement::HoldsUntil(now + 32 * SECOND));
     }
 }

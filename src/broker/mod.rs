@@ -25,11 +25,12 @@ pub mod run;
 mod lease;
 mod reaper;
 mod registry;
+mod terms;
 mod transaction;
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
@@ -38,18 +39,20 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
 
 pub use idempotency::Fingerprint;
+pub use session::attach;
 pub use transaction::Verdict;
 
 use commit::{CommitTokens, Resolution};
 use connect::ConnectOverrides;
-use engine::{Engine, IsolationLevel, TransactionOptions};
+use engine::{Engine, IsolationLevel};
 use error::{EndReason, Error};
 use idempotency::Outcomes;
 use principal::Principal;
-use profile::{Limits, Profile};
+use profile::{Limits, Profiles, ReaperMode};
 use reaper::Place;
 use registry::Registry;
-use session::{Life, Session, SessionOptions};
+use session::{Life, Session};
+use terms::Offers;
 use token::{SessionId, SessionToken};
 
 /// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
@@ -59,10 +62,6 @@ const NET_SLACK: Duration = Duration::from_secs(5);
 const LABELS_MAX: usize = 16;
 const LABEL_KEY_BYTES_MAX: usize = 63;
 const LABEL_VALUE_BYTES_MAX: usize = 255;
-
-/// The most settings of a session, and the longest value in bytes: a tenant, a user, a locale and room to grow.
-const SETTINGS_MAX: usize = 16;
-const SETTING_BYTES_MAX: usize = 1024;
 
 /// The most that all large answers kept for a repeat take together.
 const KEPT_KIB_MAX: usize = 64 * 1024;
@@ -76,10 +75,8 @@ pub struct Broker {
     owner: Arc<str>,
     engines: BTreeMap<String, Arc<dyn Engine>>,
     default_engine: String,
-    /// Those of most sessions, which share them.
-    connect: Arc<ConnectOverrides>,
-    transaction: Arc<TransactionOptions>,
-    profile: Arc<Profile>,
+    /// What sessions begin by, now.
+    offers: RwLock<Arc<Offers>>,
     _reaper: AbortOnDropHandle<()>,
     shared: Arc<Shared>,
 }
@@ -97,12 +94,15 @@ struct Shared {
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
+    reaper_mode: ReaperMode,
+    would_have_reaped: AtomicU64,
 }
 
 impl Shared {
-    fn watch(&self, session: &Session) {
+    /// Has the reaper look at a session, and again when its lease can first run out.
+    fn watch(&self, id: SessionId) {
         // A reaper that has gone has gone with the broker: nobody is left to need it.
-        let _ = self.reaper.send(reaper::Order::Watch(session.id(), session.first_expiry()));
+        let _ = self.reaper.send(reaper::Order::Watch(id));
     }
 
     /// Remembers an ended session, and takes it from the wheel.
@@ -121,8 +121,10 @@ impl Shared {
 /// What a caller asks of a new session.
 #[derive(Debug, Default)]
 pub struct BeginSession {
-    /// Empty: the default engine.
+    /// Empty: the default engine, or the profile's first.
     pub engine: String,
+    /// Empty: the caller's own.
+    pub profile: String,
     /// `None`: the profile's.
     pub lease_ttl: Option<Duration>,
     /// The isolation level of its transactions.
@@ -171,18 +173,20 @@ impl Broker {
     /// A broker named `owner` for these engines. Call it on a tokio runtime: it starts the reaper.
     ///
     /// # Panics
-    /// When `default_engine` is not among the engines.
+    /// When `default_engine` is not among the engines, or a principal's profile not among the profiles.
     pub fn new(
         owner: String,
         engines: BTreeMap<String, Arc<dyn Engine>>,
         default_engine: String,
-        profile: Profile,
+        profiles: Profiles,
         limits: Limits,
         commit_tokens: CommitTokens,
     ) -> Self {
         assert!(engines.contains_key(&default_engine), "the configuration names an existing default engine");
         let (orders, received) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
+            reaper_mode: limits.reaper,
+            would_have_reaped: AtomicU64::new(0),
             registry: Registry::new(limits),
             reaper: orders,
             commit_tokens,
@@ -194,18 +198,28 @@ impl Broker {
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
         let reaper = AbortOnDropHandle::new(reaper);
-        let usual =
-            transaction_options(&BeginSession::default(), profile.statement_timeout, profile.transaction_timeout);
         Self {
             owner: owner.into(),
             engines,
             default_engine,
-            connect: Arc::default(),
-            transaction: Arc::new(usual),
-            profile: Arc::new(profile),
+            offers: RwLock::new(Arc::new(Offers::new(profiles))),
             _reaper: reaper,
             shared,
         }
+    }
+
+    /// From now on sessions begin by these profiles; those that have begun keep theirs.
+    ///
+    /// # Panics
+    /// When a principal's profile is not among them.
+    pub fn set_profiles(&self, profiles: Profiles) {
+        let offers = Arc::new(Offers::new(profiles));
+        *self.offers.write().unwrap_or_else(PoisonError::into_inner) = offers;
+    }
+
+    /// How many sessions have outlived their time because the reaper only counts.
+    pub fn would_have_reaped(&self) -> u64 {
+        self.shared.would_have_reaped.load(Ordering::Relaxed)
     }
 
     /// Grants a session. Touches no database.
@@ -226,14 +240,15 @@ impl Broker {
             return Ok(Granted { lease_ttl: known.lease_ttl(), session: known });
         }
         let lease_ttl = session.lease_ttl();
-        self.shared.watch(&session);
+        self.shared.watch(session.id());
         // A drain that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {
             session.end(EndReason::Drained);
             return Err(Error::Draining);
         }
         info!(
-            session.id = %session.id(), %principal, engine = %session.engine().name(), lease.ttl = ?lease_ttl, "session began"
+            session.id = %session.id(), %principal, engine = %session.engine().name(),
+            profile = session.profile_name(), lease.ttl = ?lease_ttl, "session began"
         );
         Ok(Granted { session, lease_ttl })
     }
@@ -243,18 +258,18 @@ impl Broker {
         if self.shared.is_draining() {
             return Err(Error::Draining);
         }
-        let engine = self.engine(&request.engine)?;
-        let lease_ttl = self.lease_ttl(request.lease_ttl)?;
+        let offers = self.offers.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let terms = offers.terms(principal, request)?;
+        let engine = self.engine(terms.engine(&request.engine, &self.default_engine)?)?;
+        let lease_ttl = terms.lease_ttl(request.lease_ttl)?;
         engine.check(&request.connect)?;
-        let options = self.session_options(request)?;
         check_labels(&request.labels)?;
         Ok(Arc::new(Session::new(
             life,
             SessionToken::generate(&self.owner),
             principal.clone(),
             engine.clone(),
-            self.profile.clone(),
-            options,
+            terms,
             request.labels.clone(),
             lease_ttl,
             self.shared.clone(),
@@ -327,6 +342,9 @@ impl Broker {
 
         self.shared.draining.store(true, Ordering::SeqCst);
         info!(sessions = self.live_sessions(), "draining");
+        for session in self.shared.registry.sessions() {
+            session.tell();
+        }
         let until = Instant::now() + grace;
         loop {
             for session in self.shared.registry.sessions() {
@@ -347,64 +365,10 @@ impl Broker {
     }
 
     fn engine(&self, name: &str) -> Result<&Arc<dyn Engine>, Error> {
-        let name = if name.is_empty() { &self.default_engine } else { name };
         self.engines.get(name).ok_or_else(|| {
             let known: Vec<_> = self.engines.keys().map(String::as_str).collect();
             Error::invalid("engine", format!("there is no such engine: use one of {}", known.join(", ")))
         })
-    }
-
-    fn lease_ttl(&self, asked: Option<Duration>) -> Result<Duration, Error> {
-        match asked {
-            None => Ok(self.profile.lease_ttl),
-            Some(Duration::ZERO) => Err(Error::invalid("lease_ttl", "must be positive: leave it out for the default")),
-            Some(asked) => Ok(asked.clamp(self.profile.lease_ttl_min, self.profile.lease_ttl_max)),
-        }
-    }
-
-    fn session_options(&self, request: &BeginSession) -> Result<SessionOptions, Error> {
-        const LOCK_TIMEOUT_MAX: Duration = Duration::from_hours(24);
-        let statement_timeout =
-            within("options.statement_timeout", request.statement_timeout, self.profile.statement_timeout)?
-                .unwrap_or(self.profile.statement_timeout);
-        let transaction_timeout =
-            within("options.transaction_timeout", request.transaction_timeout, self.profile.transaction_timeout)?
-                .unwrap_or(self.profile.transaction_timeout);
-        within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?;
-        check_role(request.role.as_deref(), &self.profile.roles)?;
-        check_settings(&request.settings, &self.profile.settings)?;
-        let transaction = transaction_options(request, statement_timeout, transaction_timeout);
-        let transaction = if transaction == *self.transaction { self.transaction.clone() } else { transaction.into() };
-        let connect = if request.connect.is_empty() { self.connect.clone() } else { request.connect.clone().into() };
-        Ok(SessionOptions { transaction, connect, statement_timeout, transaction_timeout })
-    }
-}
-
-/// How the transactions of a session begin.
-fn transaction_options(
-    request: &BeginSession,
-    statement_timeout: Duration,
-    transaction_timeout: Duration,
-) -> TransactionOptions {
-    TransactionOptions {
-        isolation_level: request.isolation_level,
-        read_only: request.read_only.then_some(true),
-        deferrable: request.deferrable.then_some(true),
-        lock_timeout: request.lock_timeout,
-        role: request.role.clone(),
-        settings: request.settings.clone(),
-        statement_net: statement_timeout + NET_SLACK,
-        idle_net: transaction_timeout + NET_SLACK,
-    }
-}
-
-fn within(field: &str, asked: Option<Duration>, max: Duration) -> Result<Option<Duration>, Error> {
-    match asked {
-        Some(asked) if asked < Duration::from_millis(1) || asked > max => {
-            let max = humantime::format_duration(max);
-            Err(Error::invalid(field, format!("must lie between 1ms and {max}")))
-        }
-        asked => Ok(asked),
     }
 }
 
@@ -412,32 +376,6 @@ fn within(field: &str, asked: Option<Duration>, max: Duration) -> Result<Option<
 fn check_name(field: &str, name: &str) -> Result<(), Error> {
     if name.len() > REQUEST_ID_BYTES_MAX || name.contains('\0') {
         return Err(Error::invalid(field, format!("must be up to {REQUEST_ID_BYTES_MAX} bytes without NUL")));
-    }
-    Ok(())
-}
-
-fn check_role(role: Option<&str>, allowed: &BTreeSet<String>) -> Result<(), Error> {
-    match role {
-        Some(role) if !allowed.contains(role) => {
-            Err(Error::invalid("options.role", "is not among profile.roles: leave it out for the login role"))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn check_settings(settings: &BTreeMap<String, String>, allowed: &BTreeSet<String>) -> Result<(), Error> {
-    const FIELD: &str = "options.settings";
-    if settings.len() > SETTINGS_MAX {
-        return Err(Error::invalid(FIELD, format!("are {}, the limit is {SETTINGS_MAX}", settings.len())));
-    }
-    for (name, value) in settings {
-        if !allowed.contains(name) {
-            return Err(Error::invalid(FIELD, "name one that is not among profile.settings: leave it out"));
-        }
-        if value.len() > SETTING_BYTES_MAX || value.contains(char::is_control) {
-            let problem = format!("{name} must be up to {SETTING_BYTES_MAX} bytes without control characters");
-            return Err(Error::invalid(FIELD, problem));
-        }
     }
     Ok(())
 }

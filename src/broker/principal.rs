@@ -13,6 +13,11 @@ impl Principal {
         Self(name.into())
     }
 
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.0
+    }
+
     /// The one principal of a broker that authenticates nobody.
     pub fn anonymous() -> Self {
         static ANONYMOUS: LazyLock<Principal> = LazyLock::new(|| Principal::new("anonymous"));

@@ -1,13 +1,15 @@
 //! Ends the sessions whose lease has run out, from a timer wheel.
 //!
 //! A session renews by writing its own due instant; the wheel is not touched. When an entry comes due, the session is
-//! asked: it has ended, or it names its next possible instant. Invariant: a session whose call runs or waits is never
-//! reaped; [`Session::expire`] judges under the session's own lock, so a call and the reaper cannot both win.
+//! asked: it has ended, or it names its next possible instant. What was open is rolled back by its transaction's own task,
+//! so that no more of them do so at a time than the pools have connections. Invariant: a session whose call runs or waits
+//! is never reaped; [`Session::expire`] judges under the session's own lock, so a call and the reaper cannot both win.
 
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
+use tokio::task::yield_now;
 use tokio::time::Instant;
 use tokio_util::time::{DelayQueue, delay_queue};
 
@@ -22,30 +24,43 @@ type Wheel = DelayQueue<SessionId>;
 /// What the reaper is told.
 #[derive(Debug)]
 pub(super) enum Order {
-    /// A session has begun; its lease cannot run out before this instant.
-    Watch(SessionId, Instant),
+    /// A session has begun, or its lease may run out sooner than it could before.
+    Watch(SessionId),
     /// The session that had that place has ended.
     Forget(SessionId, Place),
 }
+
+/// How many sessions are looked at in one go before other tasks get their turn.
+const SLICE: usize = 64;
 
 /// Turns the wheel until it is aborted. `find` looks a session up.
 pub(super) async fn run(mut orders: mpsc::UnboundedReceiver<Order>, find: impl Fn(SessionId) -> Option<Arc<Session>>) {
     let mut wheel = Wheel::new();
     loop {
-        tokio::select! {
-            Some(order) = orders.recv() => match order {
-                Order::Watch(id, due) => if let Some(session) = find(id) {
-                    place(&mut wheel, &session, due);
+        for _ in 0..SLICE {
+            tokio::select! {
+                Some(order) = orders.recv() => match order {
+                    Order::Watch(id) => if let Some(session) = find(id) {
+                        if let Some(place) = session.take_place() {
+                            forget(&mut wheel, id, place, &find);
+                        }
+                        judge(&mut wheel, &session);
+                    },
+                    Order::Forget(id, place) => forget(&mut wheel, id, place, &find),
                 },
-                Order::Forget(id, place) => forget(&mut wheel, id, place, &find),
-            },
-            Some(expired) = wheel.next(), if !wheel.is_empty() => {
-                let session = find(expired.into_inner());
-                if let Some((session, due)) = session.and_then(|session| session.expire().map(|due| (session, due))) {
-                    place(&mut wheel, &session, due);
-                }
+                Some(expired) = wheel.next(), if !wheel.is_empty() => if let Some(session) = find(expired.into_inner()) {
+                    judge(&mut wheel, &session);
+                },
             }
         }
+        yield_now().await;
+    }
+}
+
+/// Reaps a session, or gives it its place.
+fn judge(wheel: &mut Wheel, session: &Session) {
+    if let Some(due) = session.expire() {
+        place(wheel, session, due);
     }
 }
 

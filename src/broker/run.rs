@@ -34,6 +34,8 @@ pub struct Run {
     pub begin: BeginSession,
     /// What to run, in order.
     pub statements: Arc<[Statement]>,
+    /// The kind of its statements, by its name.
+    pub class: Option<String>,
     /// The caller's row limit.
     pub rows_max: Option<u64>,
     /// How often to try; 0 is once.
@@ -189,7 +191,7 @@ impl Attempt<'_> {
     async fn run(&self) -> Result<(Answer, Verdict), Failure> {
         match (&self.run.idempotency, self.session.engine().idempotency_table()) {
             (None, _) => {
-                let ran = self.execute(self.run.statements.clone(), true).await?;
+                let ran = self.run_statements(true).await?;
                 Ok((Answer::Results(ran.results), ran.verdict.unwrap_or(Verdict::NothingWritten)))
             }
             (Some(key), Some(table)) => self.run_with_table(key, table).await,
@@ -197,12 +199,23 @@ impl Attempt<'_> {
         }
     }
 
-    async fn execute(&self, statements: Arc<[Statement]>, commit: bool) -> Result<Executed, Failure> {
+    /// Runs what the caller wants run.
+    async fn run_statements(&self, commit: bool) -> Result<Executed, Failure> {
+        self.execute(self.run.statements.clone(), commit, self.run.class.clone()).await
+    }
+
+    async fn execute(
+        &self,
+        statements: Arc<[Statement]>,
+        commit: bool,
+        class: Option<String>,
+    ) -> Result<Executed, Failure> {
         let call = ExecuteCall {
             statements,
             commit,
             transaction: None,
             numbered: None,
+            class,
             rows_max: self.run.rows_max,
             timeout: None,
             grpc_deadline: self.run.grpc_deadline,
@@ -226,10 +239,10 @@ impl Attempt<'_> {
             self.session.rollback().await?;
             return stored(&read, request);
         }
-        let ran = self.execute(self.run.statements.clone(), false).await?;
+        let ran = self.run_statements(false).await?;
         let answer = self.answer(&ran.results)?;
         let keep = bound(&table.keep, [name(), vec![Value::Bytes(answer.into())]].concat())?;
-        let kept = own(self.execute([keep].into(), true).await).map_err(|failure| match failure.error {
+        let kept = own(self.execute([keep].into(), true, None).await).map_err(|failure| match failure.error {
             // It was there when it was claimed.
             Error::ExpectationFailed { .. } => {
                 let problem = "the idempotency table did not take the answer: check its policies and triggers";
@@ -242,7 +255,7 @@ impl Attempt<'_> {
 
     /// Looks for the key in the table. What fails here tells nothing of the call that holds the key.
     async fn look(&self, statement: Statement) -> Result<Executed, Failure> {
-        let looked = own(self.execute([statement].into(), false).await);
+        let looked = own(self.execute([statement].into(), false, None).await);
         if looked.is_err() {
             let _ = self.session.rollback().await;
         }
@@ -268,7 +281,7 @@ impl Attempt<'_> {
         if let Some(earlier) = self.earlier(&held, request).await? {
             return Ok(earlier);
         }
-        let ran = self.execute(self.run.statements.clone(), false).await?;
+        let ran = self.run_statements(false).await?;
         let outcome = (*request, self.answer(&ran.results)?);
         let verdict = self.commit_and_keep(held, outcome).await?;
         Ok((Answer::Results(ran.results), verdict))

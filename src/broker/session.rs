@@ -5,13 +5,15 @@
 //! hand-over nothing has begun, after it the task owns everything. Invariant: [`Phase`] changes under the lock only,
 //! and nothing leaves [`Phase::Ended`].
 
+pub mod attach;
+
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use super::commit::{ClusterXid, CommitToken, TransactionId};
@@ -20,22 +22,13 @@ use super::engine::{Engine, EngineInfo, IsolationLevel, SavepointAction, Savepoi
 use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::lease::{Judgement, Lease};
 use super::principal::Principal;
-use super::profile::Profile;
+use super::profile::{Class, Profile, ReaperMode};
 use super::reaper::Place;
 use super::statement::{ResultLimits, ResultSet, Statement};
+use super::terms::Terms;
 use super::token::{SessionId, SessionToken};
 use super::transaction::{self, Call, Command, Deadline, Verdict};
 use super::{Fingerprint, Shared};
-
-/// What a session does with every transaction it begins.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct SessionOptions {
-    pub(super) transaction: Arc<TransactionOptions>,
-    /// What its connections are to be.
-    pub(super) connect: Arc<ConnectOverrides>,
-    pub(super) statement_timeout: Duration,
-    pub(super) transaction_timeout: Duration,
-}
 
 /// How a session lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,8 +46,7 @@ pub struct Session {
     token: SessionToken,
     principal: Principal,
     engine: Arc<dyn Engine>,
-    profile: Arc<Profile>,
-    options: SessionOptions,
+    terms: Arc<Terms>,
     labels: BTreeMap<String, String>,
     shared: Arc<Shared>,
     /// One permit: calls take it in arrival order.
@@ -74,6 +66,10 @@ struct State {
     last_numbered: Option<Box<Kept>>,
     /// Its place in the reaper's wheel.
     place: Option<Place>,
+    /// Tells the stream that is attached of a change.
+    changed: Option<Arc<Notify>>,
+    /// Its time is over, and the reaper has only counted it.
+    spared: bool,
 }
 
 /// A call of Execute that can be repeated: its number in its session, and a fingerprint of what it asks.
@@ -131,34 +127,63 @@ struct Open {
 /// A statement that runs, or waits for a connection to run on, as Cancel sees it.
 #[derive(Debug, Clone)]
 struct Running {
-    /// Cancelled, the statement is to stop.
-    stop: CancellationToken,
-    /// Whether it was stopped, once it is over.
-    stopped: watch::Receiver<Option<bool>>,
+    since: Instant,
+    /// Asks that the statement stop.
+    stop: Arc<Notify>,
+    course: watch::Receiver<Course>,
+}
+
+impl Running {
+    fn is_over(&self) -> bool {
+        matches!(*self.course.borrow(), Course::Over { .. })
+    }
+}
+
+/// What becomes of a statement that somebody may want to stop.
+#[derive(Debug)]
+enum Course {
+    Runs,
+    /// It runs on, because PostgreSQL could not be asked to stop it.
+    RunsOn(String),
+    Over {
+        stopped: bool,
+    },
 }
 
 /// The same, as the transaction task sees it. Dropped, the statement is over.
 #[derive(Debug)]
 pub(super) struct Stoppable {
-    pub(super) stop: CancellationToken,
+    since: Instant,
+    /// Notified, the statement is to stop.
+    pub(super) stop: Arc<Notify>,
     /// Whether it has been stopped.
     pub(super) was_stopped: bool,
-    stopped: watch::Sender<Option<bool>>,
+    course: watch::Sender<Course>,
 }
 
 impl Stoppable {
     fn new() -> Self {
-        Self { stop: CancellationToken::new(), was_stopped: false, stopped: watch::Sender::new(None) }
+        Self {
+            since: Instant::now(),
+            stop: Arc::new(Notify::new()),
+            was_stopped: false,
+            course: watch::Sender::new(Course::Runs),
+        }
     }
 
     fn running(&self) -> Running {
-        Running { stop: self.stop.clone(), stopped: self.stopped.subscribe() }
+        Running { since: self.since, stop: self.stop.clone(), course: self.course.subscribe() }
+    }
+
+    /// Tells whoever wants it stopped that PostgreSQL could not be asked.
+    pub(super) fn runs_on(&self, cause: String) {
+        self.course.send_replace(Course::RunsOn(cause));
     }
 }
 
 impl Drop for Stoppable {
     fn drop(&mut self) {
-        self.stopped.send_replace(Some(self.was_stopped));
+        self.course.send_replace(Course::Over { stopped: self.was_stopped });
     }
 }
 
@@ -175,6 +200,10 @@ pub struct SessionState {
     pub session_remaining: Duration,
     /// Until the transaction's deadline.
     pub transaction_remaining: Option<Duration>,
+    /// Until the session ends for being kept and not used.
+    pub idle_remaining: Duration,
+    /// A stream keeps it.
+    pub attached: bool,
     /// When to renew.
     pub renew_after: Duration,
     /// The broker is about to stop.
@@ -208,6 +237,8 @@ pub struct Description {
     pub id: SessionId,
     /// The engine.
     pub engine: EngineInfo,
+    /// The profile's name.
+    pub profile: String,
     /// The backend of the open transaction.
     pub backend: Option<BackendInfo>,
     /// Where it stands, or why it ended.
@@ -238,6 +269,8 @@ pub struct ExecuteCall {
     pub transaction: Option<TransactionChoice>,
     /// For a call that can be repeated.
     pub numbered: Option<Numbered>,
+    /// The kind of its statements, by its name.
+    pub class: Option<String>,
     /// The caller's row limit.
     pub rows_max: Option<u64>,
     /// The request's own time limit.
@@ -273,21 +306,27 @@ impl Session {
         token: SessionToken,
         principal: Principal,
         engine: Arc<dyn Engine>,
-        profile: Arc<Profile>,
-        options: SessionOptions,
+        terms: Arc<Terms>,
         labels: BTreeMap<String, String>,
         lease_ttl: Duration,
         shared: Arc<Shared>,
     ) -> Self {
-        let lease = Lease::grant(Instant::now(), lease_ttl, profile.session_age_max);
-        let state = State { phase: Phase::Idle, lease, calls: 0, last_commit: None, last_numbered: None, place: None };
+        let state = State {
+            phase: Phase::Idle,
+            lease: Lease::grant(Instant::now(), lease_ttl, terms.profile.session_age_max),
+            calls: 0,
+            last_commit: None,
+            last_numbered: None,
+            place: None,
+            changed: None,
+            spared: false,
+        };
         Self {
             life,
             token,
             principal,
             engine,
-            profile,
-            options,
+            terms,
             labels,
             shared,
             turns: Semaphore::new(1),
@@ -307,12 +346,21 @@ impl Session {
 
     /// The longest its transactions stay open.
     pub(super) fn transaction_timeout(&self) -> Duration {
-        self.options.transaction_timeout
+        self.terms.transaction_timeout
     }
 
     /// The most bytes of an answer.
     pub(super) fn result_bytes_max(&self) -> usize {
-        self.profile.result_bytes_max
+        self.profile().result_bytes_max
+    }
+
+    pub(super) fn profile(&self) -> &Profile {
+        &self.terms.profile
+    }
+
+    /// The name of its profile.
+    pub fn profile_name(&self) -> &str {
+        &self.terms.profile_name
     }
 
     /// The lease granted.
@@ -331,12 +379,11 @@ impl Session {
         {
             return answer;
         }
-        let limits = ResultLimits {
-            rows_max: call.rows_max.unwrap_or(u64::MAX).min(self.profile.result_rows_max),
-            bytes_max: self.profile.result_bytes_max,
+        let ExecuteCall { statements, commit, transaction, numbered, class, rows_max, timeout, grpc_deadline } = call;
+        let class = match class.map(|class| self.terms.class(&class)).transpose() {
+            Ok(class) => class.unwrap_or_default(),
+            Err(error) => return Err(turn.refuse(error)),
         };
-        let deadline = self.deadline(call.timeout, call.grpc_deadline);
-        let ExecuteCall { statements, commit, transaction, numbered, grpc_deadline, .. } = call;
         if transaction.is_some() && !turn.is_idle() {
             return Err(turn.refuse(transaction_is_open()));
         }
@@ -345,8 +392,8 @@ impl Session {
             begin: self.begin(transaction),
             work: Work::Statements(statements),
             commit,
-            limits,
-            deadline,
+            limits: self.terms.result_limits(class, rows_max),
+            deadline: self.deadline(class, timeout, grpc_deadline),
             answer_by: grpc_deadline,
             running: Stoppable::new(),
             call: Call { turn, numbered, reply },
@@ -378,7 +425,7 @@ impl Session {
             work: Work::Savepoint(action, name),
             commit: false,
             limits: ResultLimits { rows_max: 0, bytes_max: 0 },
-            deadline: self.deadline(None, grpc_deadline),
+            deadline: self.deadline(Class::default(), None, grpc_deadline),
             answer_by: None,
             running: Stoppable::new(),
             call: Call { turn, numbered: None, reply },
@@ -446,23 +493,38 @@ impl Session {
         }
     }
 
-    /// Stops the running statement: whether it was stopped, and not over before. Returns when it is over.
+    /// Stops the running statement: whether it was stopped, and not over before. Returns when it is over, or with
+    /// [`Error::CancelUndelivered`] while it runs on.
     ///
     /// # Cancel safety
     /// Dropping the future does not take the request back.
     pub async fn cancel(&self) -> Result<(bool, SessionState), Failure> {
         let state = self.keep_alive()?;
         let running = match &self.lock().phase {
-            Phase::Open(open) => open.running.clone().filter(|running| running.stopped.borrow().is_none()),
+            Phase::Open(open) => open.running.clone(),
             Phase::Idle | Phase::Ended(_) => None,
         };
-        let Some(mut running) = running else {
+        let running = running.map(|mut running| {
+            // What was told of earlier requests is none of this one's.
+            running.course.mark_unchanged();
+            running
+        });
+        let Some(Running { stop, mut course, .. }) = running.filter(|running| !running.is_over()) else {
             return Err(Failure { state: Some(state), ..Error::NothingToCancel.into() });
         };
-        running.stop.cancel();
+        stop.notify_one();
         // A sender that has gone has told before.
-        let stopped = running.stopped.wait_for(Option::is_some).await.ok().and_then(|stopped| *stopped);
-        Ok((stopped == Some(true), self.keep_alive()?))
+        let _ = course.changed().await;
+        let stopped = match &*course.borrow() {
+            Course::Over { stopped } => Ok(*stopped),
+            Course::RunsOn(cause) => Err(Error::CancelUndelivered(cause.clone())),
+            Course::Runs => Ok(false),
+        };
+        let state = self.keep_alive()?;
+        match stopped {
+            Ok(stopped) => Ok((stopped, state)),
+            Err(error) => Err(Failure { state: Some(state), ..error.into() }),
+        }
     }
 
     /// Renews the lease.
@@ -480,13 +542,14 @@ impl Session {
         let now = Instant::now();
         self.expire_at(now);
         let mut engine = self.engine.info();
-        let ConnectOverrides { database, user, .. } = &*self.options.connect;
+        let ConnectOverrides { database, user, .. } = &*self.terms.connect;
         engine.database = database.clone().unwrap_or(engine.database);
         engine.user = user.clone().unwrap_or(engine.user);
         let state = self.lock();
         Description {
             id: self.id(),
             engine,
+            profile: self.profile_name().to_owned(),
             backend: match &state.phase {
                 Phase::Open(open) => open.backend.clone(),
                 Phase::Idle | Phase::Ended(_) => None,
@@ -518,14 +581,6 @@ impl Session {
         }
     }
 
-    /// When the lease can first run out.
-    pub(super) fn first_expiry(&self) -> Instant {
-        match self.lock().lease.judge(Instant::now()) {
-            Judgement::HoldsUntil(due) => due,
-            Judgement::Expired(_) => Instant::now(),
-        }
-    }
-
     /// Ends the session if its lease has run out; otherwise says when to ask again, unless it has ended.
     pub(super) fn expire(&self) -> Option<Instant> {
         self.expire_at(Instant::now())
@@ -533,19 +588,56 @@ impl Session {
 
     fn expire_at(&self, now: Instant) -> Option<Instant> {
         let state = self.lock();
-        match (&state.phase, state.calls) {
-            (Phase::Ended(_), _) => None,
+        let idle_timeout = self.profile().session_idle_timeout;
+        let idle_end = match state.phase {
+            Phase::Ended(_) => return None,
+            Phase::Idle => Some(state.lease.idle_since() + idle_timeout),
+            // The transaction's task looks after that.
+            Phase::Open(_) => None,
+        };
+        match state.calls {
             // Its caller is there, waiting.
             _ if self.life == Life::OneShot => None,
-            (_, 1..) => Some(state.lease.judge_again(now)),
-            (_, 0) => match state.lease.judge(now) {
-                Judgement::HoldsUntil(due) => Some(due),
+            1.. => Some(state.lease.judge_again(now)),
+            0 => match state.lease.judge(now, idle_end) {
+                // A transaction may end meanwhile, and the session be idle from then on.
+                Judgement::HoldsUntil(due) => Some(due.min(now + idle_timeout)),
                 Judgement::Expired(reason) => {
-                    self.end_locked(state, reason);
+                    self.reap(state, reason);
                     None
                 }
             },
         }
+    }
+
+    /// Ends the session because it was not used in its transaction. False when it lives on: the reaper only counts.
+    pub(super) fn reap_idle_in_transaction(&self) -> bool {
+        self.reap(self.lock(), EndReason::IdleTimeout)
+    }
+
+    /// Ends a session whose time is over; or counts it once, and lets it live.
+    fn reap(&self, mut state: MutexGuard<'_, State>, reason: EndReason) -> bool {
+        match self.shared.reaper_mode {
+            ReaperMode::On => {
+                self.end_locked(state, reason);
+                true
+            }
+            ReaperMode::DryRun => {
+                if !std::mem::replace(&mut state.spared, true) {
+                    let count = self.shared.would_have_reaped.fetch_add(1, Ordering::Relaxed) + 1;
+                    info!(
+                        session.id = %self.id(), would.end_reason = %reason, would.have_reaped = count,
+                        "session would have been reaped"
+                    );
+                }
+                false
+            }
+        }
+    }
+
+    /// Notes that it stands in the reaper's wheel no more, and where it has.
+    pub(super) fn take_place(&self) -> Option<Place> {
+        self.lock().place.take()
     }
 
     /// Notes where it stands in the reaper's wheel. False when it has ended, and is not to stand there.
@@ -583,6 +675,7 @@ impl Session {
         let place = state.place.take();
         // Dropping an open phase drops the task's only sender: the task rolls back.
         state.phase = Phase::Ended(reason);
+        state.tell();
         drop(state);
         // Calls that wait for a turn find the phase ended and leave.
         match self.life {
@@ -611,11 +704,12 @@ impl Session {
         self.expire_at(now);
         let mut state = self.lock();
         state.alive()?;
-        if state.calls >= self.profile.session_queue_max {
-            let error = Error::Exhausted(Exhausted::SessionQueue(self.profile.session_queue_max));
+        if state.calls >= self.profile().session_queue_max {
+            let error = Error::Exhausted(Exhausted::SessionQueue(self.profile().session_queue_max));
             return Err(Failure { state: Some(self.snapshot(&state, now)), ..error.into() });
         }
         state.calls += 1;
+        state.lease.renew(now);
         Ok(Ticket(self.clone()))
     }
 
@@ -631,13 +725,14 @@ impl Session {
                 }
                 // The turn sees to it that the channel, which holds one command, is empty.
                 let refused = open.commands.try_send(command);
+                state.tell();
                 // The lock goes first: a dropped command drops its turn, which takes the lock.
                 drop(state);
                 drop(refused);
             }
             (Phase::Idle, Command::Execute(first)) => {
                 let (commands, received) = mpsc::channel(1);
-                let deadline = Instant::now() + self.options.transaction_timeout;
+                let deadline = Instant::now() + self.terms.transaction_timeout;
                 // A commit of what cannot begin must not be told of one before that went well.
                 if matches!(state.last_commit, Some(Verdict::Committed(_) | Verdict::NothingWritten)) {
                     state.last_commit = None;
@@ -651,6 +746,7 @@ impl Session {
                     committing: false,
                     running: Some(first.running.running()),
                 }));
+                state.tell();
                 drop(state);
                 self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
             }
@@ -679,22 +775,19 @@ impl Session {
     }
 
     /// The shortest of the limits on a statement; what the transaction has left is the task's to add.
-    fn deadline(&self, timeout: Option<Duration>, grpc_deadline: Option<Instant>) -> Deadline {
+    fn deadline(&self, class: Class, timeout: Option<Duration>, grpc_deadline: Option<Instant>) -> Deadline {
         let now = Instant::now();
-        let mut deadline = Deadline::new(now, now + self.options.statement_timeout, Bound::StatementTimeout);
-        // A longer one is not even added: it may be past the end of time.
-        if let Some(timeout) = timeout.filter(|timeout| *timeout < self.options.statement_timeout) {
-            deadline = deadline.or_earlier(now + timeout, Bound::Request);
+        let (timeout, bound) = self.terms.statement_timeout(class, timeout);
+        let deadline = Deadline::new(now, now + timeout, bound);
+        match grpc_deadline {
+            Some(at) => deadline.or_earlier(at, Bound::GrpcDeadline),
+            None => deadline,
         }
-        if let Some(at) = grpc_deadline {
-            deadline = deadline.or_earlier(at, Bound::GrpcDeadline);
-        }
-        deadline
     }
 
     /// How a transaction of this session begins.
     fn begin(&self, choice: Option<TransactionChoice>) -> Arc<TransactionOptions> {
-        let options = &self.options.transaction;
+        let options = &self.terms.transaction;
         let Some(TransactionChoice { isolation_level, read_only, deferrable }) = choice else { return options.clone() };
         Arc::new(TransactionOptions {
             isolation_level: isolation_level.or(options.isolation_level),
@@ -713,17 +806,29 @@ impl Session {
             }
         };
         let session_remaining = state.lease.until_end(now);
+        let idle_limit = self.idle_limit(state);
+        let (lease_remaining, idle_remaining) = match state.calls {
+            0 => (state.lease.remaining(now), (state.lease.idle_since() + idle_limit).saturating_duration_since(now)),
+            1.. => (state.lease.ttl().min(session_remaining), idle_limit),
+        };
         SessionState {
             transaction,
             transaction_id,
-            lease_remaining: match state.calls {
-                0 => state.lease.remaining(now),
-                1.. => state.lease.ttl().min(session_remaining),
-            },
+            lease_remaining,
             session_remaining,
             transaction_remaining,
+            idle_remaining,
+            attached: state.lease.is_attached(),
             renew_after: state.lease.ttl() / 3,
             draining: self.shared.is_draining(),
+        }
+    }
+
+    /// How long it may be kept without being used.
+    fn idle_limit(&self, state: &State) -> Duration {
+        match state.phase {
+            Phase::Open(_) => self.profile().idle_in_transaction_timeout,
+            Phase::Idle | Phase::Ended(_) => self.profile().session_idle_timeout,
         }
     }
 
@@ -745,7 +850,7 @@ impl Session {
     }
 
     pub(super) fn connect(&self) -> &Arc<ConnectOverrides> {
-        &self.options.connect
+        &self.terms.connect
     }
 
     /// A commit token for a transaction of this session.
@@ -772,9 +877,11 @@ impl Session {
 
     /// Tells the session which backend its transaction runs on.
     pub(super) fn set_backend(&self, pid: i32, host: String) {
-        if let Phase::Open(open) = &mut self.lock().phase {
+        let mut state = self.lock();
+        if let Phase::Open(open) = &mut state.phase {
             open.backend = Some(BackendInfo { pid, host });
         }
+        state.tell();
     }
 }
 
@@ -785,6 +892,13 @@ impl State {
             Phase::Idle | Phase::Open(_) => Ok(()),
         }
     }
+
+    /// Tells the stream that is attached, if one is, to look again.
+    fn tell(&self) {
+        if let Some(changed) = &self.changed {
+            changed.notify_one();
+        }
+    }
 }
 
 /// Counts a call into its session: it runs, or waits for its turn. Dropping it renews the lease.
@@ -793,9 +907,14 @@ struct Ticket(Arc<Session>);
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let session = &self.0;
+        let mut state = session.lock();
         state.calls -= 1;
-        state.lease.renew(Instant::now());
+        state.lease.used(Instant::now(), session.profile().disconnect_grace);
+        if state.calls == 0 && state.lease.is_abandoned() {
+            drop(state);
+            session.shared.watch(session.id());
+        }
     }
 }
 
@@ -836,7 +955,10 @@ impl Turn {
         let mut state = session.lock();
         match (&mut state.phase, &progress) {
             (Phase::Open(open), Progress::Open { failed }) => open.failed = *failed,
-            (phase @ Phase::Open(_), Progress::Over(_)) => *phase = Phase::Idle,
+            (phase @ Phase::Open(_), Progress::Over(_)) => {
+                *phase = Phase::Idle;
+                state.tell();
+            }
             // The session ended meanwhile, or there was no transaction to begin with.
             (Phase::Ended(_) | Phase::Idle, _) | (_, Progress::Unchanged) => {}
         }
@@ -845,7 +967,7 @@ impl Turn {
             Progress::Open { .. } => state.last_commit = None,
             Progress::Over(verdict) => state.last_commit = verdict,
         }
-        state.lease.renew(now);
+        state.lease.used(now, session.profile().disconnect_grace);
         session.snapshot(&state, now)
     }
 

@@ -5,7 +5,7 @@
 //! proves the connection clean and releases it, or drops it. Invariants: a COMMIT is never interrupted; a statement is
 //! interrupted at most once, and nothing else is sent before PostgreSQL has answered both.
 
-use std::pin::pin;
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +15,8 @@ use tracing::{error, info, warn};
 
 use super::commit::{ClusterXid, Resolution, TransactionId};
 use super::engine::{
-    Canceller, CheckoutError, CommitVerdict, Connection, Lost, SavepointAction, SavepointName, StatementError, Stopped,
-    TransactionOptions, TransactionStatus, Work,
+    Canceller, CheckoutError, CommitVerdict, Connection, Lost, NotCancelled, SavepointAction, SavepointName,
+    StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use super::error::{Bound, EndReason, Error, Failure};
 use super::session::{Committed, Executed, Numbered, Progress, Session, SessionState, Stoppable, Turn};
@@ -239,7 +239,7 @@ async fn checkout(
             Err(error) => Some(error.into_error(engine.name())),
         },
         () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
-        () = first.running.stop.cancelled() => Some(Error::Cancelled),
+        () = first.running.stop.notified() => Some(Error::Cancelled),
     };
     let Execute { call, mut running, .. } = first;
     running.was_stopped = true;
@@ -285,6 +285,13 @@ enum Interruption {
 impl Transaction {
     /// Waits for the next command, or for a reason to end without one.
     async fn next(&mut self) -> Option<End> {
+        let session = &self.session;
+        let reaped_idle = async {
+            sleep(session.profile().idle_in_transaction_timeout).await;
+            if !session.reap_idle_in_transaction() {
+                pending::<()>().await;
+            }
+        };
         tokio::select! {
             biased;
             command = self.commands.recv() => match command {
@@ -311,6 +318,7 @@ impl Transaction {
                 self.session.end(EndReason::TransactionDeadline);
                 Some(End::Open)
             }
+            () = reaped_idle => Some(End::Open),
             lost = self.connection.lost() => {
                 self.backend_lost(&lost);
                 Some(End::Unknown)
@@ -401,20 +409,34 @@ impl Transaction {
     ) -> (Result<Vec<ResultSet>, Stopped>, Option<Interruption>) {
         let canceller = self.connection.canceller();
         let mut working = self.connection.execute(begin, work, limits);
-        let interruption = tokio::select! {
-            biased;
-            ran = &mut working => return (ran, None),
-            () = sleep_until(deadline.at) => Interruption::Deadline,
-            () = reply.closed() => Interruption::CallerLeft,
-            () = running.stop.cancelled() => Interruption::Cancelled,
-            // Calls are serial, so this is no command but the end of the session.
-            _ = self.commands.recv() => Interruption::SessionEnded,
-        };
-        let stopped = timeout(CANCEL_GRACE, stop(&*canceller, working))
-            .await
-            .unwrap_or_else(|_| Err(Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"))));
-        let lost = |lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) });
-        (stopped.unwrap_or_else(lost), Some(interruption))
+        let too_long = |_| Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"));
+        loop {
+            let interruption = tokio::select! {
+                biased;
+                ran = &mut working => return (ran, None),
+                () = sleep_until(deadline.at) => Interruption::Deadline,
+                () = reply.closed() => Interruption::CallerLeft,
+                () = running.stop.notified() => Interruption::Cancelled,
+                // Calls are serial, so this is no command but the end of the session.
+                _ = self.commands.recv() => Interruption::SessionEnded,
+            };
+            let stopped = if interruption == Interruption::Cancelled {
+                let asked = timeout(CANCEL_GRACE, stop_if_asked(&*canceller, &mut working)).await;
+                match asked.map_err(too_long).unwrap_or_else(|lost| Err(lost.into())) {
+                    Err(NotCancelled::Unsent(cause)) => {
+                        // Its time limits still hold.
+                        running.runs_on(cause);
+                        continue;
+                    }
+                    Err(NotCancelled::Lost(lost)) => Err(lost),
+                    Ok(ran) => Ok(ran),
+                }
+            } else {
+                timeout(CANCEL_GRACE, stop(&*canceller, &mut working)).await.map_err(too_long).flatten()
+            };
+            let lost = |lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) });
+            return (stopped.unwrap_or_else(lost), Some(interruption));
+        }
     }
 
     /// Answers a failed call. With a commit asked for, the transaction is rolled back at once.
@@ -573,21 +595,39 @@ fn was_stopped(error: &Error) -> bool {
 const QUERY_CANCELED: &str = "57014";
 
 /// Cancels a running statement until it ends, and waits for all answers: only then can no cancel hit a later statement.
-async fn stop<T>(canceller: &dyn Canceller, running: impl Future<Output = T>) -> Result<T, Lost> {
-    let mut running = pin!(running);
+async fn stop<T>(canceller: &dyn Canceller, running: &mut (impl Future<Output = T> + Unpin)) -> Result<T, Lost> {
+    loop {
+        match stop_if_asked(canceller, running).await {
+            Ok(ran) => return Ok(ran),
+            Err(NotCancelled::Lost(lost)) => return Err(lost),
+            Err(NotCancelled::Unsent(_)) => {
+                if let Ok(ran) = timeout(CANCEL_AGAIN, &mut *running).await {
+                    return Ok(ran);
+                }
+            }
+        }
+    }
+}
+
+/// The same, but gives up when the server cannot be asked; no request is on its way then.
+async fn stop_if_asked<T>(
+    canceller: &dyn Canceller,
+    running: &mut (impl Future<Output = T> + Unpin),
+) -> Result<T, NotCancelled> {
     let mut ran = None;
     loop {
         let mut cancelling = canceller.cancel();
-        // Should the request fail, nobody knows whether it is still on its way: the connection cannot be used again.
-        loop {
+        let cancelled = loop {
             tokio::select! {
                 biased;
-                answer = &mut running, if ran.is_none() => ran = Some(answer),
-                cancelled = &mut cancelling => break cancelled?,
+                answer = &mut *running, if ran.is_none() => ran = Some(answer),
+                cancelled = &mut cancelling => break cancelled,
             }
-        }
-        if ran.is_none() {
-            ran = timeout(CANCEL_AGAIN, &mut running).await.ok();
+        };
+        match (cancelled, ran) {
+            (Ok(()) | Err(NotCancelled::Unsent(_)), Some(ran)) => return Ok(ran),
+            (Err(error), _) => return Err(error),
+            (Ok(()), None) => ran = timeout(CANCEL_AGAIN, &mut *running).await.ok(),
         }
         if let Some(ran) = ran {
             return Ok(ran);

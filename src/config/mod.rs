@@ -4,12 +4,13 @@
 //! is shown by nothing here.
 
 mod engine;
+mod profiles;
 mod section;
 mod url;
 
 pub use engine::EngineConfig;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,9 +18,9 @@ use std::time::Duration;
 use humantime::format_duration;
 
 use crate::broker::commit::CommitTokens;
-use crate::broker::profile::{Limits, Profile};
+use crate::broker::profile::{Limits, Profiles, ReaperMode};
 use crate::secret::Secret;
-use section::{Problems, Section, is_setting_name};
+use section::{Problems, Section, key};
 
 /// What environment variables start with: `SESSION_BROKER__ENGINES__MAIN__URL` is `engines.main.url`.
 const ENVIRONMENT_PREFIX: &str = "SESSION_BROKER__";
@@ -40,7 +41,7 @@ pub struct Config {
     /// How long live transactions may take to finish when the broker stops.
     pub drain_grace: Duration,
     /// The limits of sessions.
-    pub profile: Profile,
+    pub profiles: Profiles,
     /// The limits of the broker.
     pub limits: Limits,
     /// The PostgreSQL targets, by name; at least one.
@@ -90,7 +91,6 @@ impl Config {
     }
 
     fn from_section(mut root: Section<'_>) -> Option<Self> {
-        let profile = profile(root.section("profile"));
         let limits = limits(root.section("limits"));
         let listen = root.text("listen").unwrap_or_else(|| "127.0.0.1:50051".into());
         let endpoint = root.text("endpoint");
@@ -120,6 +120,7 @@ impl Config {
             // Each of those named has its own problem.
             (None, None) => None,
         };
+        let profiles = profiles::read(&mut root, &engines);
         root.finish();
         Some(Self {
             listen,
@@ -128,7 +129,7 @@ impl Config {
             default_engine: default_engine?,
             commit_token_key,
             drain_grace,
-            profile,
+            profiles,
             limits,
             engines,
         })
@@ -160,45 +161,6 @@ fn commit_token_key(root: &mut Section<'_>) -> Option<Secret> {
     Some(Secret::new(key))
 }
 
-fn profile(mut section: Section<'_>) -> Profile {
-    const DAY: Duration = Duration::from_hours(24);
-    const MILLISECOND: Duration = Duration::from_millis(1);
-    /// Larger results belong into a stream; this bounds what one call may hold in memory.
-    const RESULT_BYTES_MAX: i64 = 256 * 1024 * 1024;
-
-    let default = Profile::default();
-    let mut duration = |key: &str, default: Duration| section.duration(key, default, MILLISECOND..=DAY);
-    let mut profile = Profile {
-        lease_ttl: duration("lease_ttl", default.lease_ttl),
-        lease_ttl_min: duration("lease_ttl_min", default.lease_ttl_min),
-        lease_ttl_max: duration("lease_ttl_max", default.lease_ttl_max),
-        session_age_max: duration("session_age_max", default.session_age_max),
-        transaction_timeout: duration("transaction_timeout", default.transaction_timeout),
-        statement_timeout: duration("statement_timeout", default.statement_timeout),
-        ..default
-    };
-    profile.result_rows_max = section.number("result_rows_max", profile.result_rows_max, 1..=100_000_000);
-    profile.result_bytes_max = section.number("result_bytes_max", profile.result_bytes_max, 1024..=RESULT_BYTES_MAX);
-    profile.session_queue_max = section.number("session_queue_max", profile.session_queue_max, 1..=10_000);
-    if profile.lease_ttl_min > profile.lease_ttl_max {
-        section.problem("lease_ttl_min", "is longer than lease_ttl_max");
-    } else if !(profile.lease_ttl_min..=profile.lease_ttl_max).contains(&profile.lease_ttl) {
-        section.problem("lease_ttl", "must lie between lease_ttl_min and lease_ttl_max");
-    }
-    profile.roles = section.list("roles").into_iter().collect();
-    profile.settings = section.list("settings").into_iter().collect();
-    if profile.roles.iter().any(|role| role.is_empty() || role.contains(char::is_control)) {
-        section.problem("roles", "must be names of roles");
-    }
-    for name in profile.settings.clone() {
-        if !is_setting_name(&name) {
-            section.problem("settings", &format!("names {name:?}, which can be no run-time parameter"));
-        }
-    }
-    section.finish();
-    profile
-}
-
 fn limits(mut section: Section<'_>) -> Limits {
     let default = Limits::default();
     let limits = Limits {
@@ -209,6 +171,7 @@ fn limits(mut section: Section<'_>) -> Limits {
             default.tombstone_ttl,
             Duration::ZERO..=Duration::from_hours(24),
         ),
+        reaper: section.word("reaper", ReaperMode::WORDS, default.reaper),
     };
     section.finish();
     limits
@@ -279,7 +242,7 @@ impl fmt::Display for Config {
             default_engine,
             commit_token_key: _,
             drain_grace,
-            profile,
+            profiles,
             limits,
             engines,
         } = self;
@@ -289,61 +252,33 @@ impl fmt::Display for Config {
         }
         writeln!(f, "owner = {owner:?}\ndefault_engine = {default_engine:?}")?;
         writeln!(f, "drain_grace = \"{}\"", format_duration(*drain_grace))?;
-        let Profile {
-            lease_ttl,
-            lease_ttl_min,
-            lease_ttl_max,
-            session_age_max,
-            transaction_timeout,
-            statement_timeout,
-            result_rows_max,
-            result_bytes_max,
-            session_queue_max,
-            roles,
-            settings,
-        } = profile;
-        writeln!(f, "\n[profile]")?;
-        for (key, value) in [
-            ("lease_ttl", lease_ttl),
-            ("lease_ttl_min", lease_ttl_min),
-            ("lease_ttl_max", lease_ttl_max),
-            ("session_age_max", session_age_max),
-            ("transaction_timeout", transaction_timeout),
-            ("statement_timeout", statement_timeout),
-        ] {
-            writeln!(f, "{key} = \"{}\"", format_duration(*value))?;
-        }
-        writeln!(f, "result_rows_max = {result_rows_max}\nresult_bytes_max = {result_bytes_max}")?;
-        writeln!(f, "session_queue_max = {session_queue_max}\nroles = {}\nsettings = {}", list(roles), list(settings))?;
-        let Limits { sessions_max, tombstones_max, tombstone_ttl } = limits;
+        write!(f, "{}", profiles::Shown(profiles))?;
+        let Limits { sessions_max, tombstones_max, tombstone_ttl, reaper } = limits;
         writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ntombstones_max = {tombstones_max}")?;
-        writeln!(f, "tombstone_ttl = \"{}\"", format_duration(*tombstone_ttl))?;
+        writeln!(f, "tombstone_ttl = \"{}\"\nreaper = {:?}", format_duration(*tombstone_ttl), reaper.word())?;
         for (name, engine) in engines {
-            writeln!(f, "\n[engines.{name:?}]\n{engine}")?;
+            writeln!(f, "\n[engines.{}]\n{engine}", key(name))?;
         }
         Ok(())
     }
 }
 
-fn list(names: &BTreeSet<String>) -> String {
-    format!("{:?}", names.iter().collect::<Vec<_>>())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::profile::Profile;
     use crate::postgres::engine::PoolOptions;
     use crate::postgres::options::{Password, SslMode};
     use crate::secret::Secret;
 
-    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    pub(super) fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
         std::fs::write(&file, text).unwrap();
         Config::load(Some(&file), environment.iter().map(|(name, value)| ((*name).into(), (*value).into())))
     }
 
-    fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
+    pub(super) fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
         match load(text, environment) {
             Err(ConfigError::Problems(problems)) => problems,
             other => panic!("no problems but {other:?}"),
@@ -354,7 +289,7 @@ mod tests {
     fn one_engine_is_all_it_takes() {
         let config = load("[engines.main]\nurl = \"postgresql://u@localhost/db\"", &[]).unwrap();
         assert_eq!(config.default_engine, "main");
-        assert_eq!(config.profile, Profile::default());
+        assert_eq!(config.profiles, Profiles::from(Profile::default()));
         assert_eq!(config.engines["main"].pool, PoolOptions::default());
     }
 
@@ -364,13 +299,13 @@ mod tests {
         let environment = [
             ("SESSION_BROKER__ENGINES__MAIN__PASSWORD", "hush"),
             ("SESSION_BROKER__ENGINES__MAIN__POOL_SIZE", "7"),
-            ("SESSION_BROKER__PROFILE__LEASE_TTL", "45s"),
+            ("SESSION_BROKER__PROFILES__DEFAULT__LEASE_TTL", "45s"),
             ("UNRELATED", "x"),
         ];
         let config = load(text, &environment).unwrap();
         assert_eq!(config.engines["main"].pool.size, 7);
         assert_eq!(config.engines["main"].connect.password, Some(Password::Given(Secret::new("hush".into()))));
-        assert_eq!(config.profile.lease_ttl, Duration::from_secs(45));
+        assert_eq!(config.profiles.profiles["default"].lease_ttl, Duration::from_secs(45));
     }
 
     #[test]
@@ -379,7 +314,7 @@ mod tests {
             lisen = "127.0.0.1:1"
             drain_grace = 20
             default_engine = "other"
-            [profile]
+            [profiles.default]
             lease_ttl = "1h"
             result_rows_max = 0
             [limits]
@@ -398,8 +333,8 @@ mod tests {
             "lisen: unknown key: did you mean listen?",
             "drain_grace: ",
             "default_engine: ",
-            "profile.lease_ttl: ",
-            "profile.result_rows_max: ",
+            "profiles.default.lease_ttl: ",
+            "profiles.default.result_rows_max: ",
             "limits.sessions_max: ",
             "engines.main.ssl_mode: must be one of disable, require, verify-ca, verify-full",
             "engines.main.ssl_key: ",

@@ -3,7 +3,6 @@
 //! A setting may come as text, as it does from the environment. Invariant: what nobody asked for is a problem.
 
 use std::collections::BTreeSet;
-use std::fmt::Display;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -16,6 +15,17 @@ pub(super) fn is_setting_name(name: &str) -> bool {
         word.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
     })
+}
+
+/// A name as a TOML key.
+pub(super) fn key(name: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-');
+    if !name.is_empty() && name.bytes().all(is_bare) { name.to_owned() } else { format!("{name:?}") }
+}
+
+/// Names as a TOML list.
+pub(super) fn list(names: &BTreeSet<String>) -> String {
+    format!("{:?}", names.iter().collect::<Vec<_>>())
 }
 
 /// The problems found so far.
@@ -58,6 +68,11 @@ impl<'a> Section<'a> {
     /// The keys not yet asked for.
     pub(super) fn keys(&self) -> Vec<String> {
         self.table.keys().cloned().collect()
+    }
+
+    /// Whether a key stands here.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
     }
 
     /// The section of that name; an absent one reads as empty.
@@ -140,15 +155,25 @@ impl<'a> Section<'a> {
 
     /// A duration that may be absent.
     pub(super) fn optional_duration(&mut self, key: &str, range: RangeInclusive<Duration>) -> Option<Duration> {
-        let given = self.table.contains_key(key);
+        let given = self.has(key);
         let duration = self.duration(key, Duration::ZERO, range);
         given.then_some(duration)
+    }
+
+    /// A number that may be absent.
+    pub(super) fn optional_number<N>(&mut self, key: &str, range: RangeInclusive<i64>) -> Option<N>
+    where
+        N: TryFrom<i64> + Default,
+    {
+        let given = self.has(key);
+        let number = self.number(key, N::default(), range);
+        given.then_some(number)
     }
 
     /// A whole number within `range`, which the number's type must hold.
     pub(super) fn number<N>(&mut self, key: &str, default: N, range: RangeInclusive<i64>) -> N
     where
-        N: TryFrom<i64> + Display,
+        N: TryFrom<i64>,
     {
         let number = match self.take(key) {
             None => return default,

@@ -10,11 +10,12 @@ use prost::Message;
 use ring::digest;
 
 use super::pb;
+use crate::broker::attach::Event;
 use crate::broker::commit::{Resolution, TransactionId, UnknownReason};
 use crate::broker::connect::{
     ChannelBinding, ConnectOverrides, Keepalives, LoadBalanceHosts, SslMode, TargetSessionAttrs,
 };
-use crate::broker::engine::{IsolationLevel, PoolStatistics};
+use crate::broker::engine::{Blocker, IsolationLevel, PoolStatistics};
 use crate::broker::error::{EndReason, Error, PgError};
 use crate::broker::run::{Answer, IdempotencyKey, Ran, Run};
 use crate::broker::session::{
@@ -38,10 +39,11 @@ pub(super) fn session_token(text: &str) -> Result<SessionToken, Error> {
 
 pub(super) fn begin_session(request: pb::BeginSessionRequest) -> Result<BeginSession, Error> {
     let repeatable = repeatable(&request.request_id, &request);
-    let pb::BeginSessionRequest { engine, lease_ttl, options, connect_options, labels, request_id: _ } = request;
+    let pb::BeginSessionRequest { engine, profile, lease_ttl, options, connect_options, labels, request_id: _ } =
+        request;
     let lease_ttl = duration("lease_ttl", lease_ttl)?;
     let labels = labels.into_iter().collect();
-    Ok(BeginSession { lease_ttl, labels, repeatable, ..session(engine, options, connect_options)? })
+    Ok(BeginSession { lease_ttl, labels, repeatable, ..session(engine, profile, options, connect_options)? })
 }
 
 /// A request that may be repeated, if its caller has named it.
@@ -58,6 +60,7 @@ fn fingerprint(request: &impl Message) -> Fingerprint {
 /// What a session and a transaction without one are begun with alike.
 fn session(
     engine: String,
+    profile: String,
     options: Option<pb::SessionOptions>,
     connect_options: Option<pb::ConnectOptions>,
 ) -> Result<BeginSession, Error> {
@@ -73,6 +76,7 @@ fn session(
     } = options.unwrap_or_default();
     Ok(BeginSession {
         engine,
+        profile,
         isolation_level: self::isolation_level("options.isolation_level", isolation_level)?,
         read_only,
         deferrable,
@@ -221,6 +225,7 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
         commit,
         max_rows,
         timeout,
+        class,
         seq: _,
         transaction_options,
     } = request;
@@ -229,10 +234,15 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
         commit,
         transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
+        class: self::class(class),
         rows_max: (max_rows > 0).then(|| max_rows.into()),
         timeout: self::timeout(timeout)?,
         grpc_deadline,
     })
+}
+
+fn class(name: String) -> Option<String> {
+    (!name.is_empty()).then_some(name)
 }
 
 fn numbered(seq: u64, fingerprint: impl FnOnce() -> Fingerprint) -> Option<Numbered> {
@@ -277,6 +287,7 @@ pub(super) fn batch_call(
         timeout,
         seq: _,
         transaction_options,
+        class,
     } = request;
     let statements = statements.into_iter().map(|statement| {
         let pb::BatchStatement { sql, parameters, parameter_sets } = statement;
@@ -288,6 +299,7 @@ pub(super) fn batch_call(
         commit,
         transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
+        class: self::class(class),
         rows_max: (max_rows > 0).then(|| max_rows.into()),
         timeout: self::timeout(timeout)?,
         grpc_deadline,
@@ -300,8 +312,17 @@ pub(super) fn run(request: pb::RunRequest, grpc_deadline: Option<Instant>) -> Re
         key: request.idempotency_key.clone(),
         request: fingerprint(&pb::RunRequest { idempotency_key: String::new(), attempts_max: 0, ..request.clone() }),
     });
-    let pb::RunRequest { engine, options, connect_options, statements, max_rows, attempts_max, idempotency_key: _ } =
-        request;
+    let pb::RunRequest {
+        engine,
+        options,
+        connect_options,
+        statements,
+        max_rows,
+        profile,
+        attempts_max,
+        idempotency_key: _,
+        class,
+    } = request;
     let statements = statements.into_iter().enumerate().map(|(index, statement)| {
         let pb::RunStatement { sql, parameters, parameter_sets, expectation } = statement;
         let expectation = expectation.map(|expectation| self::expectation(index, expectation)).transpose()?;
@@ -309,8 +330,9 @@ pub(super) fn run(request: pb::RunRequest, grpc_deadline: Option<Instant>) -> Re
     });
     let (statements, runs) = runs(statements.collect::<Result<Vec<_>, Error>>()?.into_iter())?;
     let run = Run {
-        begin: session(engine, options, connect_options)?,
+        begin: session(engine, profile, options, connect_options)?,
         statements,
+        class: self::class(class),
         rows_max: (max_rows > 0).then(|| max_rows.into()),
         attempts_max,
         grpc_deadline,
@@ -485,6 +507,8 @@ pub(super) fn session_state(state: SessionState) -> pb::SessionState {
         lease_remaining,
         session_remaining,
         transaction_remaining,
+        idle_remaining,
+        attached,
         renew_after,
         draining,
     } = state;
@@ -503,6 +527,8 @@ pub(super) fn session_state(state: SessionState) -> pb::SessionState {
         draining,
         transaction_id,
         commit_token,
+        idle_remaining: to_duration(idle_remaining),
+        attached,
     }
 }
 
@@ -522,7 +548,9 @@ pub(super) fn end_reason(reason: EndReason) -> pb::EndReason {
         EndReason::Closed => pb::EndReason::Closed,
         EndReason::LeaseExpired => pb::EndReason::LeaseExpired,
         EndReason::MaxAge => pb::EndReason::MaxAge,
+        EndReason::IdleTimeout => pb::EndReason::IdleTimeout,
         EndReason::TransactionDeadline => pb::EndReason::TransactionDeadline,
+        EndReason::Disconnected => pb::EndReason::Disconnected,
         EndReason::Drained => pb::EndReason::Drained,
         EndReason::BackendLost => pb::EndReason::BackendLost,
     }
@@ -662,8 +690,32 @@ fn pool_statistics(statistics: PoolStatistics) -> pb::PoolStatistics {
     }
 }
 
+pub(super) fn event(event: Event) -> pb::AttachResponse {
+    use pb::attach_response::Event as Pb;
+    let (state, event) = match event {
+        Event::Heartbeat(state) => (Some(state), Pb::Heartbeat(pb::Heartbeat {})),
+        Event::LeaseLow { state, end_reason, remaining } => {
+            let end_reason = self::end_reason(end_reason).into();
+            (Some(state), Pb::LeaseLow(pb::LeaseLow { end_reason, remaining: to_duration(remaining) }))
+        }
+        Event::TransactionLong(state) => (Some(state), Pb::TransactionLong(pb::TransactionLong {})),
+        Event::BlockedBy { state, blockers } => {
+            let blockers = blockers.into_iter().map(blocker).collect();
+            (Some(state), Pb::BlockedBy(pb::BlockedBy { blockers }))
+        }
+        Event::Draining(state) => (Some(state), Pb::Draining(pb::Draining {})),
+        Event::Ended(reason) => (None, Pb::Ended(pb::Ended { end_reason: end_reason(reason).into() })),
+    };
+    pb::AttachResponse { state: state.map(session_state), event: Some(event) }
+}
+
+fn blocker(blocker: Blocker) -> pb::Blocker {
+    let Blocker { pid, user, application_name, state } = blocker;
+    pb::Blocker { backend_pid: pid, user, application_name, state }
+}
+
 pub(super) fn description(description: Description) -> pb::GetSessionResponse {
-    let Description { id, engine, backend, standing, labels } = description;
+    let Description { id, engine, profile, backend, standing, labels } = description;
     let (backend_pid, host) = backend.map_or((0, String::new()), |BackendInfo { pid, host }| (pid, host));
     let (state, reason) = match standing {
         Ok(state) => (Some(session_state(state)), pb::EndReason::Unspecified),
@@ -672,6 +724,7 @@ pub(super) fn description(description: Description) -> pb::GetSessionResponse {
     pb::GetSessionResponse {
         session_id: id.to_string(),
         engine: engine.name,
+        profile,
         database: engine.database,
         user: engine.user,
         server_version: engine.server_version,

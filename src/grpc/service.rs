@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
@@ -14,6 +15,7 @@ use super::pb;
 use super::pb::session_service_server::SessionService;
 use super::pb::transaction_service_server::TransactionService;
 use super::{auth, convert, status};
+use crate::broker::attach::Attached;
 use crate::broker::engine::{SavepointAction, SavepointName};
 use crate::broker::error::{Error, Failure};
 use crate::broker::run::RunFailure;
@@ -43,6 +45,8 @@ impl Sessions {
 
 #[tonic::async_trait]
 impl SessionService for Sessions {
+    type AttachStream = BoxStream<'static, Result<pb::AttachResponse, Status>>;
+
     async fn begin_session(
         &self,
         request: Request<pb::BeginSessionRequest>,
@@ -59,6 +63,7 @@ impl SessionService for Sessions {
             lease_ttl: convert::to_duration(lease_ttl),
             expire_time: Some(wall_clock_after(state.session_remaining)),
             state: Some(convert::session_state(state)),
+            profile: session.profile_name().to_owned(),
         }))
     }
 
@@ -165,6 +170,18 @@ impl SessionService for Sessions {
         let session = self.session(request.metadata(), session_token)?;
         let state = session.keep_alive().map_err(status::from_error)?;
         Ok(Response::new(pb::KeepAliveResponse { state: Some(convert::session_state(state)) }))
+    }
+
+    async fn attach(&self, request: Request<pb::AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
+        let pb::AttachRequest { session_token } = request.get_ref();
+        let session = self.session(request.metadata(), session_token)?;
+        let attached = session.attach().map_err(status::from_failure)?;
+        // The transport drops the stream when its caller is gone.
+        let events = stream::unfold(attached, async |mut attached: Attached| {
+            let event = attached.next().await?;
+            Some((Ok(convert::event(event)), attached))
+        });
+        Ok(Response::new(events.boxed()))
     }
 
     async fn get_session(

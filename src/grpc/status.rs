@@ -63,6 +63,8 @@ fn lookup(error: &Error) -> Row {
         Error::DeadlineExceeded { .. } => row(Code::DeadlineExceeded, "STATEMENT_TIMEOUT", Scope::Transaction),
         Error::Cancelled => row(Code::Cancelled, "CANCELLED", Scope::Transaction),
         Error::NothingToCancel => row(Code::FailedPrecondition, "NOTHING_TO_CANCEL", Scope::Nothing),
+        Error::CancelUndelivered(_) => row(Code::Unavailable, "CANCEL_UNDELIVERED", Scope::Call),
+        Error::AlreadyAttached => row(Code::FailedPrecondition, "ALREADY_ATTACHED", Scope::Nothing),
         Error::CallerLeft => row(Code::Cancelled, "CALLER_LEFT", Scope::Transaction),
         Error::SeqGap { .. } => row(Code::FailedPrecondition, "SEQ_GAP", Scope::Nothing),
         Error::SeqAnswerGone(_) => row(Code::FailedPrecondition, "SEQ_ANSWER_GONE", Scope::Nothing),
@@ -185,6 +187,8 @@ fn metadata(error: &Error) -> Vec<(String, String)> {
         | Error::Exhausted(_)
         | Error::Cancelled
         | Error::NothingToCancel
+        | Error::CancelUndelivered(_)
+        | Error::AlreadyAttached
         | Error::CallerLeft
         | Error::SeqAnswerGone(_)
         | Error::CommitRolledBack
@@ -212,12 +216,12 @@ fn error_detail(error: &Error) -> Option<Any> {
         Error::Exhausted(limit) => {
             let subject = match limit {
                 Exhausted::Sessions(_) => "limits.sessions_max",
-                Exhausted::SessionQueue(_) => "profile.session_queue_max",
+                Exhausted::SessionQueue(_) => "profiles.session_queue_max",
                 Exhausted::PoolWait(_) => "engines.pool_size",
                 Exhausted::PoolQueue(_) => "engines.pool_waiters_max",
                 Exhausted::SubPools(_) => "engines.sub_pools_max",
-                Exhausted::ResultRows(_) => "profile.result_rows_max",
-                Exhausted::ResultBytes(_) => "profile.result_bytes_max",
+                Exhausted::ResultRows(_) => "profiles.result_rows_max",
+                Exhausted::ResultBytes(_) => "profiles.result_bytes_max",
             };
             let violation = rpc::quota_failure::Violation {
                 subject: subject.into(),
@@ -233,6 +237,8 @@ fn error_detail(error: &Error) -> Option<Any> {
         | Error::DeadlineExceeded { .. }
         | Error::Cancelled
         | Error::NothingToCancel
+        | Error::CancelUndelivered(_)
+        | Error::AlreadyAttached
         | Error::CallerLeft
         | Error::SeqGap { .. }
         | Error::SeqAnswerGone(_)
@@ -299,6 +305,8 @@ mod tests {
             Error::DeadlineExceeded { bound: Bound::Request, after: RETRY_DELAY },
             Error::Cancelled,
             Error::NothingToCancel,
+            Error::CancelUndelivered(String::new()),
+            Error::AlreadyAttached,
             Error::CallerLeft,
             Error::SeqGap { given: 3, expected: 2 },
             Error::SeqAnswerGone(1),
@@ -331,6 +339,8 @@ mod tests {
             | Error::DeadlineExceeded { .. }
             | Error::Cancelled
             | Error::NothingToCancel
+            | Error::CancelUndelivered(_)
+            | Error::AlreadyAttached
             | Error::CallerLeft
             | Error::SeqGap { .. }
             | Error::SeqAnswerGone(_)

@@ -89,9 +89,9 @@ fn limited() -> Server {
     const RESETS_MAX: usize = 1024;
     /// Requests have few and short headers.
     const HEADER_BYTES_MAX: u32 = 16 * 1024;
-    /// A caller whose machine vanished is noticed within both.
-    const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(20);
-    const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+    /// A caller whose machine vanished is noticed within both; its statement is stopped then, and its stream gone.
+    const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+    const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)

@@ -6,17 +6,22 @@
 //! fewer statements were cancelled than requested is not used again.
 
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::io::{AsyncReadExt, copy, sink};
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{CancelToken, NoTls};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::net::{Address, Lent, Stream};
 use super::wire::Wire;
-use crate::broker::engine::{Canceller, Lost};
+use crate::broker::engine::{Canceller, Lost, NotCancelled};
+
+/// How long connecting may take: the server is the one that the connection has, and not far.
+const CONNECT_WAIT: Duration = Duration::from_secs(1);
 
 /// Requests since the backend was last known to have dealt with all.
 #[derive(Debug, Clone, Copy, Default)]
@@ -71,11 +76,18 @@ impl BackendCanceller {
 
 #[async_trait]
 impl Canceller for BackendCanceller {
-    async fn cancel(&self) -> Result<(), Lost> {
+    async fn cancel(&self) -> Result<(), NotCancelled> {
         let _one_at_a_time = self.outstanding.lock().await;
+        let stream = match timeout(CONNECT_WAIT, self.address.connect()).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(NotCancelled::Unsent(error.to_string())),
+            Err(_) => {
+                let wait = humantime::format_duration(CONNECT_WAIT);
+                return Err(NotCancelled::Unsent(format!("no connection within {wait}")));
+            }
+        };
         self.note_request();
         let lost = |error: &dyn std::error::Error| Lost(format!("cannot send a cancel request: {error}"));
-        let stream = self.address.connect().await.map_err(|error| lost(&error))?;
         let (stream, returned) = Lent::new(stream);
         let sent = match &self.tls {
             None => self.token.cancel_query_raw(stream, NoTls).await,

@@ -12,6 +12,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::begin::quoted_identifier;
+use super::blockers::Blockers;
 use super::connection::PooledConnection;
 use super::opener::{OpenError, TOO_MANY_CONNECTIONS};
 use super::options::{self, ConnectOptions};
@@ -20,7 +21,7 @@ use super::pool::Pool;
 pub use super::pool::{PoolOptions, ResetMode};
 use crate::broker::commit::{ClusterXid, Resolution};
 use crate::broker::connect::ConnectOverrides;
-use crate::broker::engine::{CheckoutError, Connection, Engine, EngineInfo, IdempotencyTable};
+use crate::broker::engine::{Blocker, CheckoutError, Connection, Engine, EngineInfo, IdempotencyTable};
 use crate::broker::error::Error;
 use crate::broker::principal::Principal;
 use crate::broker::statement::{Expectation, Statement};
@@ -68,6 +69,7 @@ fn idempotency(table: &TableName) -> IdempotencyTable {
 pub struct PostgresEngine {
     name: String,
     pool: Arc<Pool>,
+    blockers: Arc<Blockers>,
     overridable: BTreeSet<String>,
     idempotency: Option<IdempotencyTable>,
     server_version: Mutex<String>,
@@ -85,17 +87,27 @@ impl PostgresEngine {
     ) -> Self {
         let idempotency = idempotency_table.map(idempotency);
         let pool = Arc::new(Pool::new(connect, pool));
-        let maintained = pool.clone();
+        let blockers = Arc::new(Blockers::default());
+        let (maintained, asked) = (pool.clone(), blockers.clone());
         let maintenance = tokio::spawn(async move {
             /// Short against the times that connections live, long against the cost of a look.
             const LOOK: Duration = Duration::from_secs(1);
             loop {
                 maintained.maintain().await;
+                asked.maintain();
                 sleep(LOOK).await;
             }
         });
         let maintenance = AbortOnDropHandle::new(maintenance);
-        Self { name, pool, overridable, idempotency, server_version: Mutex::default(), _maintenance: maintenance }
+        Self {
+            name,
+            pool,
+            blockers,
+            overridable,
+            idempotency,
+            server_version: Mutex::default(),
+            _maintenance: maintenance,
+        }
     }
 }
 
@@ -158,6 +170,10 @@ impl Engine for PostgresEngine {
                 Err(CheckoutError::Unreachable(format!("the server did not say within {bound}")))
             }
         }
+    }
+
+    async fn blockers(&self, host: &str, backend_pid: i32) -> Result<Vec<Blocker>, CheckoutError> {
+        Ok(self.blockers.of(&self.pool, host, backend_pid).await?)
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {

@@ -12,6 +12,7 @@ mod tls;
 mod wire;
 
 mod begin;
+mod blockers;
 mod cancel;
 mod connection;
 mod opener;

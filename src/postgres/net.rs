@@ -59,6 +59,16 @@ impl Host {
         }
     }
 
+    /// Where it is, once that is known, as [`Address`] shows it.
+    pub(super) fn address(&self) -> Option<String> {
+        match self {
+            Self::Tcp { address, port, .. } => {
+                address.map(|address| Address::Tcp(SocketAddr::new(address, *port)).to_string())
+            }
+            Self::Unix(path) => Some(Address::Unix(path.clone()).to_string()),
+        }
+    }
+
     /// The name that a certificate must have.
     pub(super) fn certificate_name(&self) -> &str {
         match self {

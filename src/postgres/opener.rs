@@ -186,6 +186,20 @@ impl Opener {
         opened.map(|backend| Backend { _room: Some(room), ..backend })
     }
 
+    /// Opens a connection to the server that was found at `address` before, within the options' budget.
+    pub(super) async fn open_found(&self, address: &str) -> Result<Backend, OpenError> {
+        let opening = async {
+            let hosts = self.hosts().await;
+            let host = hosts.iter().find(|host| host.address().as_deref() == Some(address));
+            self.open_at(host.ok_or_else(|| OpenError::Failed(format!("{address} is not there any more")))?).await
+        };
+        let budget = self.options.connect_timeout;
+        timeout(budget, opening).await.unwrap_or_else(|_| {
+            let budget = humantime::format_duration(budget);
+            Err(OpenError::Failed(format!("not logged in within the connect_timeout of {budget}")))
+        })
+    }
+
     /// The hosts in the order to try them, each of a name's addresses as a host of its own.
     async fn hosts(&self) -> Vec<Host> {
         let mut hosts = Vec::new();

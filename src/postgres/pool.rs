@@ -390,7 +390,16 @@ impl Pool {
 
     /// Opens a connection beside the pool, and closes it again.
     pub(super) async fn probe(&self) -> Result<(), OpenError> {
-        Opener::new(self.connect.clone(), &self.options, Arc::new(Census::new(1))).open().await.map(drop)
+        self.opener_apart().open().await.map(drop)
+    }
+
+    /// Opens a connection to the server at `host` that is none of the pool's.
+    pub(super) async fn open_apart(&self, host: &str) -> Result<Backend, OpenError> {
+        self.opener_apart().open_found(host).await
+    }
+
+    fn opener_apart(&self) -> Opener {
+        Opener::new(self.connect.clone(), &self.options, Arc::new(Census::new(1)))
     }
 }
 

@@ -17,7 +17,7 @@ use super::super::opener::Backend;
 use super::super::value::{self, Raw, Refusal};
 use super::{DriverError, PooledConnection, first_row};
 use crate::broker::engine::{
-    Canceller, Connection, Lost, StatementError, Stopped, TransactionOptions, TransactionStatus,
+    Canceller, Connection, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
 };
 use crate::broker::error::{Error, Exhausted, PgError};
 use crate::broker::statement::{Column, Kind, NOTICES_MAX, ResultLimits, ResultSet, Statement};
@@ -265,7 +265,8 @@ impl PooledConnection {
         let Backend { client, wire, .. } = self.backend();
         if rows.is_some() || !rest.is_empty() {
             let (cancelled, ()) = join!(self.canceller.cancel(), drain(rows, rest));
-            if let Err(lost) = cancelled {
+            // Unless it was sent, nothing can come of it: all has been read.
+            if let Err(NotCancelled::Lost(lost)) = cancelled {
                 return StatementError::Lost(lost);
             }
         }
