@@ -16,6 +16,7 @@ use session_broker::broker::profile::{Limits, Profile};
 use session_broker::broker::{BeginSession, Broker};
 use session_broker::config::Config;
 use session_broker::postgres::engine::PostgresEngine;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
@@ -57,7 +58,17 @@ fn main() {
         println!("due over 2 s: p50 {:?}, p99 {:?}, last {:?} late", spread.p50, spread.p99, spread.last);
         let at_once = lateness(sessions, Duration::ZERO, &ends).await;
         println!("due at once: p50 {:?}, p99 {:?}, last {:?} late", at_once.p50, at_once.p99, at_once.last);
-        println!("BeginSession meanwhile: p99 {:?} against {:?} at rest", at_once.begin_p99, spread.begin_p99);
+        for (how, lateness) in [("over 2 s", spread), ("at once", at_once)] {
+            let Lateness { at_rest, meanwhile, .. } = lateness;
+            let last = |calls: &[Duration]| calls[calls.len() - 1];
+            println!(
+                "calls while they are reaped {how}: p99 {:?}, last {:?}; at rest p99 {:?}, last {:?}",
+                p99(&meanwhile),
+                last(&meanwhile),
+                p99(&at_rest),
+                last(&at_rest)
+            );
+        }
     });
 }
 
@@ -67,7 +78,7 @@ fn broker(sessions: usize) -> Broker {
     let engine = Config::load(Some(file.path()), []).unwrap().engines.remove("main").unwrap();
     let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
     let engines = BTreeMap::from([("main".to_owned(), Arc::new(engine) as Arc<dyn Engine>)]);
-    let limits = Limits { sessions_max: 2 * sessions, tombstones_max: 10, ..Limits::default() };
+    let limits = Limits { sessions_max: 2 * sessions + 100_000, tombstones_max: 10, ..Limits::default() };
     let half_an_hour = Duration::from_mins(30);
     let profile = Profile { lease_ttl_max: half_an_hour, session_idle_timeout: half_an_hour, ..Profile::default() };
     Broker::new("broker-0".into(), engines, "main".into(), profile.into(), limits, CommitTokens::new(&[0; 32]))
@@ -88,7 +99,7 @@ async fn memory(sessions: usize) -> usize {
         broker.begin_session(&Principal::anonymous(), request).unwrap();
     }
     // The reaper has its own tables, which it fills in its own time.
-    sleep(Duration::from_secs(1)).await;
+    sleep(Duration::from_secs(1) * u32::try_from(sessions.div_ceil(100_000)).unwrap()).await;
     assert_eq!(broker.live_sessions(), sessions);
     (resident() - before) / sessions
 }
@@ -97,13 +108,17 @@ struct Lateness {
     p50: Duration,
     p99: Duration,
     last: Duration,
-    begin_p99: Duration,
+    /// How long other calls took before, and while they were reaped.
+    at_rest: Vec<Duration>,
+    meanwhile: Vec<Duration>,
 }
 
-/// How late sessions are reaped whose leases run out over that time.
+/// How late sessions are reaped whose leases run out over that time, and what that does to other calls.
 async fn lateness(sessions: usize, over: Duration, ends: &Ends) -> Lateness {
-    let broker = broker(sessions);
-    let start = Instant::now() + Duration::from_secs(3);
+    let broker = Arc::new(broker(sessions));
+    // Long enough to begin them all before the first is due, with as much left to see how calls fare at rest.
+    let beginning = Duration::from_secs(3) * u32::try_from(sessions.div_ceil(100_000)).unwrap();
+    let start = Instant::now() + 2 * beginning;
     let mut due = HashMap::new();
     for number in 0..u32::try_from(sessions).unwrap() {
         let at = start + over * number / u32::try_from(sessions).unwrap();
@@ -111,26 +126,41 @@ async fn lateness(sessions: usize, over: Duration, ends: &Ends) -> Lateness {
         let granted = broker.begin_session(&Principal::anonymous(), request).unwrap();
         due.insert(granted.session.id().to_string(), at);
     }
-    assert!(Instant::now() < start, "it took too long to begin them");
-    sleep_until(start).await;
-    let mut begun = Vec::new();
-    let end = start + over + Duration::from_secs(1);
-    while Instant::now() < end {
-        let before = Instant::now();
-        broker.begin_session(&Principal::anonymous(), BeginSession::default()).unwrap();
-        begun.push(before.elapsed());
-        sleep(Duration::from_millis(1)).await;
-    }
+    assert!(Instant::now() < start - beginning, "it took too long to begin them");
+    sleep_until(start - beginning).await;
+    let at_rest = calls_until(&broker, start).await;
+    let meanwhile = calls_until(&broker, start + over + beginning).await;
     let ended = std::mem::take(&mut *ends.0.lock().unwrap());
-    let late = due.iter().map(|(id, due)| ended.get(id).expect("it was reaped").saturating_duration_since(*due));
+    let late = due.iter().map(|(id, due)| {
+        let ended = *ended.get(id).expect("it was reaped");
+        assert!(ended >= *due, "it was reaped before its time");
+        ended - *due
+    });
     let late = sorted(late.collect());
-    let begun = sorted(begun);
-    Lateness {
-        p50: late[late.len() / 2],
-        p99: late[late.len() * 99 / 100],
-        last: late[late.len() - 1],
-        begin_p99: begun[begun.len() * 99 / 100],
+    Lateness { p50: late[late.len() / 2], p99: p99(&late), last: late[late.len() - 1], at_rest, meanwhile }
+}
+
+/// Makes a call each millisecond, whether the ones before are through or not, and returns how long after its time each
+/// was: begins a session, looks it up by its token, keeps it alive.
+async fn calls_until(broker: &Arc<Broker>, end: Instant) -> Vec<Duration> {
+    let mut calls = JoinSet::new();
+    let mut time = Instant::now();
+    while time < end {
+        time += Duration::from_millis(1);
+        sleep_until(time).await;
+        let (broker, due) = (broker.clone(), time);
+        calls.spawn(async move {
+            let granted = broker.begin_session(&Principal::anonymous(), BeginSession::default()).unwrap();
+            let session = broker.session(&Principal::anonymous(), granted.session.token()).unwrap();
+            session.keep_alive().unwrap();
+            due.elapsed()
+        });
     }
+    sorted(calls.join_all().await)
+}
+
+fn p99(sorted: &[Duration]) -> Duration {
+    sorted[sorted.len() * 99 / 100]
 }
 
 fn sorted(mut durations: Vec<Duration>) -> Vec<Duration> {

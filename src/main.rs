@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::future::pending;
-use std::io::{Write, stdout};
+use std::io::{self, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,6 +14,7 @@ use session_broker::server::{Reloader, Server};
 use session_broker::telemetry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
+use tracing::error;
 
 /// A gRPC session broker for PostgreSQL.
 #[derive(Debug, Parser)]
@@ -67,7 +68,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to tell whom, should standard error be closed.
-            let _ = writeln!(std::io::stderr(), "session-broker: {error}");
+            let _ = writeln!(io::stderr(), "session-broker: {error}");
             ExitCode::FAILURE
         }
     }
@@ -129,10 +130,10 @@ async fn serve(
     ready: impl FnOnce(std::net::SocketAddr) -> String,
 ) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    // Without anything to load, a hang-up ends the program, as it does others.
+    let loading = load.map(|load| Ok::<_, io::Error>((load, signal(SignalKind::hangup())?))).transpose()?;
     let server = Server::bind(config).await?;
-    let reloading =
-        load.map(|load| Ok::<_, std::io::Error>(reload(server.reloader(), signal(SignalKind::hangup())?, load)));
-    let reloading = reloading.transpose()?;
+    let reloader = server.reloader();
     write!(stdout(), "{}", ready(server.local_addr()?))?;
     stdout().flush()?;
     let shutdown = async move {
@@ -142,24 +143,24 @@ async fn serve(
         }
     };
     let reloading = async {
-        match reloading {
-            Some(reloading) => reloading.await,
-            None => pending().await,
+        if let Some((load, hangup)) = loading {
+            reload(reloader, load, hangup).await;
         }
+        pending().await
     };
     tokio::select! {
         served = server.run(shutdown) => Ok(served?),
-        () = reloading => Ok(()),
+        never = reloading => never,
     }
 }
 
-/// Loads the configuration again at each signal. Never returns.
-async fn reload(mut reloader: Reloader, mut hangup: Signal, load: Load) {
+/// Loads the configuration again at each hang-up.
+async fn reload(mut reloader: Reloader, load: Load, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         let load = load.clone();
-        // A panic in there is a problem of the file's like another: it must not take the broker along.
-        if let Ok(loaded) = spawn_blocking(move || load()).await {
-            reloader.reload(loaded);
+        match spawn_blocking(move || load()).await {
+            Ok(loaded) => reloader.reload(loaded),
+            Err(panic) => error!(%panic, "configuration not loaded: nothing has changed"),
         }
     }
 }

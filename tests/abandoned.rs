@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::batches::SLEEPING;
 use crate::command_line::Program;
 use crate::python::python;
-use crate::support::{Broker, Database, Session, seconds};
+use crate::support::{Broker, Database, Session, seconds, wait_until};
 use pb::EndReason;
 use pb::retry_advice::Scope;
 
@@ -59,11 +59,25 @@ async fn a_caller_killed_in_mid_statement_leaves_nothing_running() {
     let caller = Caller::start(&broker, "in-a-statement");
     database.wait_for(SLEEPING, "1");
     let session = caller.kill(&broker);
+    // The statement stops at once, and the session's locks go with its lease.
+    database.psql(TAKE_THE_LOCKS);
+    assert_eq!(database.balances(), "101 101");
     assert_eq!(session.ended().await, EndReason::LeaseExpired);
     let busy = "SELECT count(*) FROM pg_stat_activity \
          WHERE datname = current_database() AND usename = 'broker' AND state <> 'idle'";
     database.wait_for(busy, "0");
-    assert_eq!(database.balances(), "100 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dry_run_would_have_reaped_is_logged_once_and_lives_on() {
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "[limits]\nreaper = \"dry-run\"");
+    let request = pb::BeginSessionRequest { lease_ttl: seconds(1), ..Default::default() };
+    let session = Session::begin(broker.client(), request).await.unwrap();
+    let logged = ["session would have been reaped", session.id.as_str(), "lease expired"];
+    wait_until(|| broker.logged(&logged) > 0);
+    session.execute_and_commit("SELECT 1").await.unwrap();
+    assert_eq!((broker.logged(&logged), broker.logged(&["session ended"])), (1, 0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

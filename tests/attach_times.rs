@@ -7,7 +7,7 @@ use session_broker::broker::Broker;
 use session_broker::broker::attach::{Attached, Event};
 use session_broker::broker::error::{EndReason, Error};
 use session_broker::broker::profile::{Limits, Profile, ReaperMode};
-use session_broker::broker::session::TransactionState;
+use session_broker::broker::session::{ExecuteCall, Numbered, TransactionState};
 use tokio::time::{Instant, advance, sleep};
 
 use crate::fake_engine::{FakeEngine, Gate, Gates};
@@ -169,6 +169,31 @@ async fn a_transaction_that_is_only_kept_alive_ends_at_its_idle_limit_and_is_rol
     settle().await;
     let counts = engine.counts();
     assert_eq!((counts.released, counts.committed), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_nothing_ran_for_counts_as_use_of_the_transaction_too() {
+    let (broker, _) = start(Profile { idle_in_transaction_timeout: 10 * SECOND, ..Profile::default() });
+    let session = begin(&broker, 60 * SECOND);
+    let first = || ExecuteCall { numbered: Some(Numbered { seq: 1, fingerprint: [0; 32] }), ..call(false) };
+    session.execute(first()).await.unwrap();
+    sleep(9 * SECOND).await;
+    assert_eq!(session.execute(first()).await.unwrap().state.idle_remaining, 10 * SECOND);
+    sleep(9 * SECOND).await;
+    assert_eq!(left(session.state().unwrap().idle_remaining), 1);
+    sleep(2 * SECOND).await;
+    assert_eq!(session.state(), Err(EndReason::IdleTimeout));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_shorter_than_the_grace_is_not_reaped_late_when_its_caller_came_back_and_went() {
+    let (broker, _) = start(Profile::default());
+    let session = begin(&broker, SECOND);
+    drop(session.attach().unwrap());
+    sleep(SECOND / 10).await;
+    session.keep_alive().unwrap();
+    sleep(SECOND + 5 * MILLISECOND).await;
+    assert_eq!((broker.live_sessions(), session.state()), (0, Err(EndReason::LeaseExpired)));
 }
 
 #[tokio::test(start_paused = true)]

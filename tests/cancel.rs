@@ -1,10 +1,12 @@
 //! Cancel: it stops the one statement it is meant for, tells when it has, and touches no other.
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use session_broker::grpc::pb;
 use tonic::Code;
 
 use crate::batches::SLEEPING;
-use crate::support::{Broker, Database, Failure, Session};
+use crate::support::{Broker, Database, Failure, Session, until};
 use pb::{Outcome, TransactionState, retry_advice::Scope};
 
 const UPDATE: &str = "UPDATE accounts SET balance = 7 WHERE id = 1";
@@ -24,7 +26,7 @@ async fn a_cancelled_statement_has_stopped_when_cancel_returns() {
     assert_eq!((stopped.code, stopped.reason.as_str()), (Code::Cancelled, "CANCELLED"));
     assert_eq!((stopped.advice, stopped.transaction_state()), (Scope::Transaction, TransactionState::Failed));
     session.rollback().await.unwrap();
-    while session.get().await.unwrap().pool.unwrap().in_use > 0 {}
+    until(async || session.get().await.unwrap().pool.unwrap().in_use == 0).await;
     session.execute_and_commit(UPDATE).await.unwrap();
     // It cost no connection: the one request has stopped the one statement.
     assert_eq!(session.get().await.unwrap().pool.unwrap().opened, 1);
@@ -52,7 +54,7 @@ async fn a_wait_for_a_connection_is_cancelled_with_nothing_run() {
     let (holder, waiter) = (broker.session().await, broker.session().await);
     holder.execute("SELECT 1").await.unwrap();
     let waiting = spawn(&waiter, UPDATE, true);
-    while waiter.get().await.unwrap().pool.unwrap().waiting == 0 {}
+    until(async || waiter.get().await.unwrap().pool.unwrap().waiting > 0).await;
     let answer = waiter.cancel().await.unwrap();
     assert_eq!((answer.cancelled, answer.state.unwrap().transaction_state()), (true, TransactionState::None));
     assert_eq!(waiting.await.unwrap().unwrap_err().reason, "CANCELLED");
@@ -68,7 +70,7 @@ async fn without_a_statement_there_is_nothing_to_cancel() {
     let session = broker.session().await;
     let nothing = async |state: TransactionState| {
         // An answer comes a moment before its statement counts as over.
-        while session.cancel().await.is_ok() {}
+        until(async || session.cancel().await.is_err()).await;
         let refused = session.cancel().await.unwrap_err();
         assert_eq!((refused.code, refused.reason.as_str()), (Code::FailedPrecondition, "NOTHING_TO_CANCEL"));
         assert_eq!(refused.transaction_state(), state);
@@ -105,8 +107,11 @@ async fn a_cancel_that_comes_late_stops_no_later_statement_of_anyone() {
     let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
     let (cancelling, other) = (broker.session().await, broker.session().await);
     let mut cancelled = 0;
+    let mut random = StdRng::seed_from_u64(20_261_122);
     for _ in 0..rounds {
-        let running = spawn(&cancelling, "SELECT 1", true);
+        // Some end long before the cancel comes, some long after, and others about then.
+        let lasting = [0, 0, 1, 2, 5, 20][random.random_range(0..6)];
+        let running = spawn(&cancelling, &format!("SELECT pg_sleep(0.001 * {lasting})"), true);
         let asked = cancelling.cancel().await;
         match running.await.unwrap() {
             Ok(_) => assert!(!asked.is_ok_and(|answer| answer.cancelled)),
@@ -118,6 +123,7 @@ async fn a_cancel_that_comes_late_stops_no_later_statement_of_anyone() {
         }
         other.execute_and_commit("SELECT 2").await.unwrap();
     }
+    assert!(cancelled > 0 && cancelled < rounds, "{cancelled} of {rounds} statements cancelled");
     let told = format!("{cancelled} of {rounds} statements cancelled\n");
     let _ = std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes());
 }

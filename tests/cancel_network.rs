@@ -9,7 +9,7 @@ use tonic::Code;
 
 use crate::batches::SLEEPING;
 use crate::proxy::Proxy;
-use crate::support::{Broker, Database, Failure, Session, millis};
+use crate::support::{Broker, Database, Failure, Session, millis, until};
 use pb::{EndReason, TransactionState};
 
 const UPDATE: &str = "UPDATE accounts SET balance = 7 WHERE id = 1";
@@ -59,8 +59,7 @@ impl Far {
 
     /// Looks until no connection of the pool is in use.
     async fn until_unused(&self) {
-        let looking = async { while self.session.get().await.unwrap().pool.unwrap().in_use > 0 {} };
-        timeout(PATIENCE, looking).await.expect("the connection comes back or is discarded");
+        until(async || self.session.get().await.unwrap().pool.unwrap().in_use == 0).await;
     }
 }
 
@@ -88,9 +87,8 @@ async fn a_statement_that_nobody_can_stop_ends_at_its_time_limit_with_its_connec
     far.proxy.deafen().await;
     let request = pb::ExecuteRequest { timeout: millis(500), ..far.session.statement(SLEEP, vec![]) };
     let failure = timeout(PATIENCE, far.session.run(request)).await.expect("Execute answers").unwrap_err();
-    let said = (failure.code, failure.reason.as_str());
-    let expected = [(Code::Aborted, "SESSION_ENDED"), (Code::DeadlineExceeded, "STATEMENT_TIMEOUT")];
-    assert!(expected.contains(&said), "{failure:?}");
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::DeadlineExceeded, "STATEMENT_TIMEOUT"));
+    assert_eq!((failure.metadata["bound"].as_str(), failure.state), ("timeout", None));
     far.is_given_up().await;
 }
 

@@ -9,7 +9,7 @@ use rand::{RngExt, SeedableRng};
 use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::error::{Bound, EndReason, Error};
 use session_broker::broker::principal::Principal;
-use session_broker::broker::profile::{Limits, Profile};
+use session_broker::broker::profile::{Limits, Profile, Profiles};
 use session_broker::broker::session::{ExecuteCall, Session, TransactionState};
 use session_broker::broker::statement::Statement;
 use session_broker::broker::token::SessionToken;
@@ -54,10 +54,11 @@ pub(crate) fn call(commit: bool) -> ExecuteCall {
 #[tokio::test(start_paused = true)]
 async fn calls_on_one_session_run_one_at_a_time_in_arrival_order() {
     let gates = Gates { execute: Gate::Slow, ..Gates::OPEN };
-    let (broker, engine) = broker(gates, Profile::default(), Limits::default());
+    let profile = Profile { session_queue_max: 50, ..Profile::default() };
+    let (broker, engine) = broker(gates, profile, Limits::default());
     let session = begin(&broker, 10 * SECOND);
     let mut calls = tokio::task::JoinSet::new();
-    let expected: Vec<_> = (0..20).map(|n| format!("SELECT {n}")).collect();
+    let expected: Vec<_> = (0..50).map(|n| format!("SELECT {n}")).collect();
     for sql in &expected {
         let statement = Statement::new(sql.clone(), Vec::new()).unwrap();
         let session = session.clone();
@@ -189,6 +190,52 @@ async fn keeping_alive_for_ever_ends_at_the_maximum_age() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_that_follow_one_another_without_a_gap_end_at_the_maximum_age() {
+    let gates = Gates { execute: Gate::Slow, ..Gates::OPEN };
+    let profile = Profile { session_age_max: 30 * SECOND, ..Profile::default() };
+    let (broker, engine) = broker(gates, profile, Limits::default());
+    let session = begin(&broker, 10 * SECOND);
+    let began = Instant::now();
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..3 {
+        let session = session.clone();
+        callers.spawn(async move {
+            loop {
+                if let Err(failure) = session.execute(call(true)).await {
+                    return failure.error;
+                }
+            }
+        });
+    }
+    let errors = callers.join_all().await;
+    assert!(errors.iter().all(|error| *error == Error::SessionEnded(EndReason::MaxAge)), "{errors:?}");
+    assert_eq!(began.elapsed().as_secs(), 30);
+    sleep(SECOND).await;
+    assert_eq!((session.state(), broker.live_sessions()), (Err(EndReason::MaxAge), 0));
+    assert_eq!(engine.counts().released, engine.counts().checked_out);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_principal_has_its_own_profiles() {
+    let engines = BTreeMap::from([("fake".to_owned(), Arc::new(FakeEngine::new(Gates::OPEN)) as Arc<_>)]);
+    let slow = Profile { lease_ttl: 60 * SECOND, ..Profile::default() };
+    let profiles = Profiles {
+        profiles: [(Profiles::DEFAULT.to_owned(), Profile::default()), ("slow".to_owned(), slow)].into(),
+        principals: [("billing".to_owned(), vec!["slow".to_owned()])].into(),
+    };
+    let tokens = CommitTokens::new(&[0; 32]);
+    let broker = Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens);
+    let begin = |principal: &str, profile: &str| {
+        let request = BeginSession { profile: profile.to_owned(), ..BeginSession::default() };
+        broker.begin_session(&Principal::new(principal), request).map(|granted| granted.lease_ttl)
+    };
+    let refused = |answer| matches!(answer, Err(Error::Invalid { field, .. }) if field == "profile");
+    assert_eq!((begin("billing", ""), begin("shipping", "")), (Ok(60 * SECOND), Ok(30 * SECOND)));
+    assert_eq!((begin("billing", "slow"), begin("shipping", "default")), (Ok(60 * SECOND), Ok(30 * SECOND)));
+    assert!(refused(begin("billing", "default")) && refused(begin("shipping", "slow")));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_call_in_the_instant_of_expiry_runs_whole_or_not_at_all() {
     for early in [0, 1, 2, 3] {
         let (broker, engine) = open_broker();
@@ -247,6 +294,30 @@ async fn ten_thousand_leases_due_at_once_are_all_reaped() {
     assert_eq!(broker.live_sessions(), 0);
     settle().await;
     assert_eq!(engine.counts().released, 100);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_ten_thousand_leases_run_out_at_once_a_new_session_is_served() {
+    let (broker, engine) = open_broker();
+    for _ in 0..10_000 {
+        begin(&broker, 10 * SECOND);
+    }
+    let broker = Arc::new(broker);
+    let served = tokio::spawn({
+        let broker = broker.clone();
+        async move {
+            sleep(9 * SECOND).await;
+            // The clock stands still while there is anything to do.
+            while broker.live_sessions() == 10_000 {
+                sleep(MILLISECOND).await;
+            }
+            begin(&broker, SECOND).execute(call(true)).await.unwrap();
+            broker.live_sessions()
+        }
+    });
+    let left = served.await.unwrap();
+    assert_eq!(engine.counts().committed, 1);
+    assert!(left > 5000, "it was served after {} had been reaped", 10_001 - left);
 }
 
 #[tokio::test(start_paused = true)]
@@ -329,4 +400,35 @@ async fn a_call_and_the_expiry_at_one_instant_exactly_one_wins() {
     }
     assert!(ran > 1000 && expired > 1000, "{ran} ran, {expired} expired");
     assert_eq!(engine.counts().committed, ran);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_and_expiries_that_race_leave_exactly_one_winner() {
+    let profile = Profile { lease_ttl_min: MILLISECOND, ..Profile::default() };
+    let (broker, engine) = broker(Gates::OPEN, profile, Limits::default());
+    let broker = Arc::new(broker);
+    let mut callers = tokio::task::JoinSet::new();
+    for seed in 0..4 {
+        let broker = broker.clone();
+        callers.spawn(async move {
+            let mut random = StdRng::seed_from_u64(seed);
+            let mut ran = 0;
+            for _ in 0..2500 {
+                let session = begin(&broker, 2 * MILLISECOND);
+                // About when its lease runs out, by the clocks of two threads.
+                let mut moment = random.random_range(0..3) * MILLISECOND;
+                moment += Duration::from_micros(random.random_range(0..1000));
+                sleep(moment).await;
+                match session.execute(call(true)).await {
+                    Ok(_) => ran += 1,
+                    Err(failure) => assert_eq!(failure.error, Error::SessionEnded(EndReason::LeaseExpired)),
+                }
+            }
+            ran
+        });
+    }
+    let ran = callers.join_all().await.iter().sum();
+    let counts = engine.counts();
+    assert_eq!((counts.statements, counts.committed), (ran, ran));
+    assert!(ran > 0 && ran < 10_000, "{ran} ran");
 }

@@ -10,7 +10,7 @@ use tonic::{Code, Status};
 use crate::command_line::Program;
 use crate::proxy::{AtCommit, Proxy};
 use crate::support::{
-    Broker, Database, Failure, Server, Session, Standby, first_row, int, millis, seconds, text, wait_until,
+    Broker, Database, Failure, Server, Session, Standby, first_row, int, millis, seconds, text, until, wait_until,
 };
 use pb::{EndReason, Outcome, TransactionState, UnknownReason, retry_advice::Scope};
 
@@ -181,7 +181,7 @@ async fn a_commit_under_way_when_its_session_ends_is_unknown_until_it_is_through
     database.wait_for(SLEEPING, "1");
     // The drain's grace is one second.
     broker.begin_stop();
-    while session.get().await.unwrap().end_reason() == EndReason::Unspecified {}
+    session.ended().await;
     let failed = session.commit().await.unwrap_err();
     assert_eq!((failed.code, failed.reason.as_str()), (Code::Unknown, "COMMIT_UNKNOWN"), "{failed:?}");
     assert_eq!(failed.commit.unwrap().transaction_id, id);
@@ -221,7 +221,7 @@ async fn a_key_whose_run_was_unknown_is_asked_about_and_not_run_again() {
         // The one connection there is goes with the commit.
         let session = broker.session().await;
         session.execute_and_commit("SELECT 1").await.unwrap();
-        while session.get().await.unwrap().pool.unwrap().in_use > 0 {}
+        until(async || session.get().await.unwrap().pool.unwrap().in_use == 0).await;
         proxy.refuse();
         proxy.at_next_commit(cut);
         let mut request = tonic::Request::new(run.clone());

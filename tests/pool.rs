@@ -12,7 +12,7 @@ use session_broker::grpc::pb;
 use session_broker::postgres::engine::PostgresEngine;
 use tonic::Code;
 
-use crate::support::{Broker, Database, Failure, Session, first_row, int, text};
+use crate::support::{Broker, Database, Failure, Session, first_row, int, text, until};
 
 /// The broker's connections, as PostgreSQL counts them.
 const CONNECTIONS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -122,7 +122,7 @@ async fn connections_are_recycled_and_retired_and_kept() {
     let broker = Broker::start_with(&database, "pool_recycle = \"1s\"", "").await;
     let session = broker.session().await;
     let first = pid(&session).await;
-    while pid(&session).await == first {}
+    until(async || pid(&session).await != first).await;
 
     let retired = Database::create();
     let broker = Broker::start_with(&retired, "pool_idle_timeout = \"100ms\"", "").await;
@@ -381,7 +381,7 @@ async fn a_statement_cancelled_by_a_callers_own_timeout_costs_no_connection() {
         let stopped = session.execute("SELECT pg_sleep(10)").await.unwrap_err();
         assert_eq!(stopped.metadata["sqlstate"], "57014");
         session.rollback().await.unwrap();
-        while session.get().await.unwrap().pool.unwrap().in_use > 0 {}
+        until(async || session.get().await.unwrap().pool.unwrap().in_use == 0).await;
     }
     assert_eq!(session.get().await.unwrap().pool.unwrap().opened, 1);
 }

@@ -527,6 +527,19 @@ async fn a_file_with_any_problem_is_refused_whole_and_the_next_good_one_taken() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_whose_profiles_name_an_engine_that_does_not_run_yet_is_refused_whole() {
+    let database = Database::create();
+    let served = Served::start(&database, "");
+    let second = format!("[engines.second]\nurl = {:?}\n", database.url());
+    let profile = "[profiles.report]\nengines = [\"second\"]\n[principals.anonymous]\nprofiles = [\"report\"]";
+    let file = std::fs::read_to_string(served.file()).unwrap();
+    std::fs::write(served.file(), format!("default_engine = \"main\"\n{file}{second}{profile}")).unwrap();
+    served.hang_up(&REFUSED);
+    assert!(served.program.logged(&["profiles.report.engines", "second"]) > 0);
+    assert_eq!(served.program.session().await.get().await.unwrap().profile, "default");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_reload_cannot_change_stays_as_it_is_and_is_said_to_need_a_restart() {
     let database = Database::create();
     let served = Served::start(&database, "");

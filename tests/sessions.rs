@@ -3,7 +3,7 @@
 use session_broker::grpc::pb;
 use tonic::Code;
 
-use crate::support::{Broker, Database, first_row, int, seconds, text};
+use crate::support::{Broker, Database, first_row, int, seconds, text, until};
 use pb::{EndReason, Outcome, TransactionState};
 
 const DEBIT: &str = "UPDATE accounts SET balance = balance - $1 WHERE id = $2";
@@ -264,7 +264,7 @@ async fn a_drained_broker_lets_transactions_finish_and_rolls_the_rest_back() {
     lingering.execute("UPDATE accounts SET balance = 1 WHERE id = 2").await.unwrap();
     broker.begin_stop();
     // The drain has begun when an idle session hears of it.
-    while idle.keep_alive().await.is_ok() {}
+    until(async || idle.keep_alive().await.is_err()).await;
     assert_eq!(idle.execute("SELECT 1").await.unwrap_err().end_reason(), "END_REASON_DRAINED");
     let refused = broker.client().begin_session(pb::BeginSessionRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unavailable);

@@ -163,8 +163,13 @@ impl Broker {
 
     /// For the engines of a configuration that says this too: keys of its root, then sections.
     pub(crate) async fn start_engines(configuration: &str) -> Self {
+        Self::start_draining_for("1s", configuration).await
+    }
+
+    /// The same, with another grace for its drain.
+    pub(crate) async fn start_draining_for(grace: &str, configuration: &str) -> Self {
         let toml = format!(
-            "listen = \"127.0.0.1:0\"\ndrain_grace = \"1s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
+            "listen = \"127.0.0.1:0\"\ndrain_grace = {grace:?}\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
              {configuration}\n"
         );
         let directory = tempfile::tempdir().unwrap();
@@ -329,6 +334,12 @@ impl Drop for Standby {
     }
 }
 
+/// Looks until it is so, as fast as it can be asked; fails when it is not after ten seconds.
+pub(crate) async fn until(mut so: impl AsyncFnMut() -> bool) {
+    let looking = async { while !so().await {} };
+    timeout(Duration::from_secs(10), looking).await.expect("it happens");
+}
+
 /// Looks until it is so; fails when it is not after ten seconds of looking.
 pub(crate) fn wait_until(mut so: impl FnMut() -> bool) {
     for _ in 0..1000 {
@@ -448,15 +459,8 @@ impl Session {
 
     /// Looks until the session has ended, which looking does not keep it from, and says why.
     pub(crate) async fn ended(&self) -> pb::EndReason {
-        let looking = async {
-            loop {
-                let seen = self.get().await.unwrap();
-                if seen.state.is_none() {
-                    return seen.end_reason();
-                }
-            }
-        };
-        timeout(Duration::from_secs(10), looking).await.expect("the session ends")
+        until(async || self.get().await.unwrap().state.is_none()).await;
+        self.get().await.unwrap().end_reason()
     }
 }
 

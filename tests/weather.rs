@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::proxy::Proxy;
-use crate::support::{Broker, Database, Failure, Server, Standby, wait_until};
+use crate::support::{Broker, Database, Failure, Server, Standby, until, wait_until};
 use pb::TransactionState;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,7 +64,7 @@ async fn a_full_server_is_waited_for() {
         let session = session.clone();
         async move { session.execute("SELECT 1").await }
     });
-    while session.get().await.unwrap().pool.unwrap().login_failures == 0 {}
+    until(async || session.get().await.unwrap().pool.unwrap().login_failures > 0).await;
     server.psql("ALTER ROLE broker CONNECTION LIMIT -1");
     waiting.await.unwrap().unwrap();
 }
@@ -185,7 +185,7 @@ async fn a_pooled_connection_that_went_silent_is_replaced() {
     let broker = Broker::start_at(&proxy.url, "pool_pre_ping_after = \"0s\"", "").await;
     let session = broker.session().await;
     session.execute_and_commit("SELECT 1").await.unwrap();
-    while session.get().await.unwrap().pool.unwrap().idle == 0 {}
+    until(async || session.get().await.unwrap().pool.unwrap().idle > 0).await;
     proxy.silence();
     session.execute("SELECT 1").await.unwrap();
 }

@@ -57,7 +57,7 @@ pub trait Engine: Debug + Send + Sync {
     ) -> Result<Resolution, CheckoutError>;
 
     /// Who holds what a backend on that host waits for, in the order of their process ids; nobody when it waits for no
-    /// lock. Asked apart from the pool, which may be waiting as a whole, and at most about once a second.
+    /// lock. Asked apart from the pool, which may be waiting as a whole.
     ///
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.

@@ -106,7 +106,12 @@ impl Lease {
             }
         }
         let (at, reason) = first;
-        if now >= at { Judgement::Expired(reason) } else { Judgement::HoldsUntil(at) }
+        match self.keeper {
+            _ if now >= at => Judgement::Expired(reason),
+            Keeper::Caller | Keeper::Stream => Judgement::HoldsUntil(at),
+            // A call renews it for its ttl, which may be shorter than the grace.
+            Keeper::Nobody => Judgement::HoldsUntil(at.min(now + self.ttl)),
+        }
     }
 
     /// When to judge a suspended lease again: the earliest instant at which it can have run out if the call ends now.
@@ -121,6 +126,12 @@ impl Lease {
     pub(super) fn remaining(&self, now: Instant) -> Duration {
         let due = if self.is_attached() { now + self.ttl } else { self.due };
         due.min(self.end).saturating_duration_since(now)
+    }
+
+    /// How long a session has before the lease runs out if its call ends now.
+    pub(super) fn remaining_after_call(&self, now: Instant, grace: Duration) -> Duration {
+        let span = if self.is_abandoned() { grace } else { self.ttl };
+        span.min(self.until_end(now))
     }
 
     /// How long until the maximum age.
@@ -182,5 +193,15 @@ mod tests {
         lease.renew(now + 22 * SECOND);
         lease.used(now + 22 * SECOND, 2 * SECOND);
         assert_eq!(lease.judge(now + 23 * SECOND, None), Judgement::HoldsUntil(now + 32 * SECOND));
+    }
+
+    #[test]
+    fn a_grace_longer_than_the_lease_is_looked_at_before_a_renewed_lease_can_run_out() {
+        let now = Instant::now();
+        let mut lease = Lease::grant(now, SECOND, 60 * SECOND);
+        lease.attach();
+        lease.detach(now, 5 * SECOND);
+        assert_eq!(lease.judge(now, None), Judgement::HoldsUntil(now + SECOND));
+        assert_eq!(lease.remaining_after_call(now, 5 * SECOND), 5 * SECOND);
     }
 }

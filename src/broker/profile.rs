@@ -129,7 +129,8 @@ pub struct Limits {
 pub enum ReaperMode {
     /// It ends sessions whose time is over.
     On,
-    /// It only counts and logs them: for trying limits out. Transactions still end at their deadline.
+    /// It only counts and logs them, each once: for trying limits out. They stay until they are closed, or their transaction
+    /// meets its deadline.
     DryRun,
 }
 

@@ -107,6 +107,9 @@ impl Broker {
         let refused = |error: Error| RunFailure { failure: error.into(), attempts: 0 };
         check(&run).map_err(refused)?;
         let session = Own(self.open(Life::OneShot, principal, &run.begin).map_err(refused)?);
+        if let Some(class) = &run.class {
+            session.0.check_class(class).map_err(refused)?;
+        }
         self.shared.registry.insert(session.0.clone(), None).map_err(refused)?;
         // A drain that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {

@@ -354,6 +354,11 @@ impl Session {
         self.profile().result_bytes_max
     }
 
+    /// Says what is wrong with a class's name.
+    pub(super) fn check_class(&self, class: &str) -> Result<(), Error> {
+        self.terms.class(class).map(drop)
+    }
+
     pub(super) fn profile(&self) -> &Profile {
         &self.terms.profile
     }
@@ -610,17 +615,30 @@ impl Session {
         }
     }
 
-    /// Ends the session because it was not used in its transaction. False when it lives on: the reaper only counts.
-    pub(super) fn reap_idle_in_transaction(&self) -> bool {
-        self.reap(self.lock(), EndReason::IdleTimeout)
+    /// Ends the session if it has not been used in its transaction for its idle limit; otherwise says when to ask again,
+    /// unless it has ended.
+    pub(super) fn expire_in_transaction(&self) -> Option<Instant> {
+        let now = Instant::now();
+        let state = self.lock();
+        let limit = self.profile().idle_in_transaction_timeout;
+        let end = match state.calls {
+            0 if self.life == Life::Leased => state.lease.idle_since() + limit,
+            // Its caller is there, waiting.
+            _ => now + limit,
+        };
+        match state.phase {
+            Phase::Ended(_) => None,
+            Phase::Idle | Phase::Open(_) if now < end => Some(end),
+            Phase::Idle | Phase::Open(_) => self.reap(state, EndReason::IdleTimeout).then_some(now + limit),
+        }
     }
 
-    /// Ends a session whose time is over; or counts it once, and lets it live.
+    /// Ends a session whose time is over; or counts it once, and lets it live: whether it does.
     fn reap(&self, mut state: MutexGuard<'_, State>, reason: EndReason) -> bool {
         match self.shared.reaper_mode {
             ReaperMode::On => {
                 self.end_locked(state, reason);
-                true
+                false
             }
             ReaperMode::DryRun => {
                 if !std::mem::replace(&mut state.spared, true) {
@@ -630,7 +648,7 @@ impl Session {
                         "session would have been reaped"
                     );
                 }
-                false
+                true
             }
         }
     }
@@ -704,12 +722,16 @@ impl Session {
         self.expire_at(now);
         let mut state = self.lock();
         state.alive()?;
+        // Calls that follow one another without a gap would keep it for ever.
+        if state.calls > 0 && state.lease.until_end(now).is_zero() && self.shared.reaper_mode == ReaperMode::On {
+            return Err(Error::SessionEnded(EndReason::MaxAge).into());
+        }
+        state.lease.renew(now);
         if state.calls >= self.profile().session_queue_max {
             let error = Error::Exhausted(Exhausted::SessionQueue(self.profile().session_queue_max));
             return Err(Failure { state: Some(self.snapshot(&state, now)), ..error.into() });
         }
         state.calls += 1;
-        state.lease.renew(now);
         Ok(Ticket(self.clone()))
     }
 
@@ -809,7 +831,7 @@ impl Session {
         let idle_limit = self.idle_limit(state);
         let (lease_remaining, idle_remaining) = match state.calls {
             0 => (state.lease.remaining(now), (state.lease.idle_since() + idle_limit).saturating_duration_since(now)),
-            1.. => (state.lease.ttl().min(session_remaining), idle_limit),
+            1.. => (state.lease.remaining_after_call(now, self.profile().disconnect_grace), idle_limit),
         };
         SessionState {
             transaction,
@@ -819,9 +841,15 @@ impl Session {
             transaction_remaining,
             idle_remaining,
             attached: state.lease.is_attached(),
-            renew_after: state.lease.ttl() / 3,
+            renew_after: self.renewal(state.lease.ttl()).min(lease_remaining / 2),
             draining: self.shared.is_draining(),
         }
+    }
+
+    /// When to renew a lease of that ttl: after a third, give or take a fifth, so that sessions that began together do not
+    /// all renew together.
+    fn renewal(&self, ttl: Duration) -> Duration {
+        ttl * 4 / 15 + ttl * 2 / 15 * self.id().lot().into() / u8::MAX.into()
     }
 
     /// How long it may be kept without being used.

@@ -101,9 +101,12 @@ impl Terms {
 
     /// The lease granted.
     pub(super) fn lease_ttl(&self, asked: Option<Duration>) -> Result<Duration, Error> {
+        /// No profile grants more: who asks for it has mistaken the unit.
+        const MAX: Duration = Duration::from_hours(24);
         match asked {
             None => Ok(self.profile.lease_ttl),
             Some(Duration::ZERO) => Err(Error::invalid("lease_ttl", "must be positive: leave it out for the default")),
+            Some(asked) if asked > MAX => Err(Error::invalid("lease_ttl", "is longer than 24h: give seconds")),
             Some(asked) => Ok(asked.clamp(self.profile.lease_ttl_min, self.profile.lease_ttl_max)),
         }
     }

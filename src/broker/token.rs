@@ -87,6 +87,13 @@ impl Secret {
     }
 }
 
+impl SessionId {
+    /// A number drawn with it, to tell sessions apart by.
+    pub(super) fn lot(self) -> u8 {
+        self.0[0]
+    }
+}
+
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex(&self.0))

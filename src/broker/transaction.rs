@@ -5,7 +5,6 @@
 //! proves the connection clean and releases it, or drops it. Invariants: a COMMIT is never interrupted; a statement is
 //! interrupted at most once, and nothing else is sent before PostgreSQL has answered both.
 
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -208,6 +207,7 @@ pub(super) async fn run(
     mut commands: mpsc::Receiver<Command>,
     deadline: Instant,
 ) {
+    let first = Execute { deadline: first.deadline.or_earlier(deadline, Bound::TransactionTimeout), ..first };
     let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
     session.set_backend(connection.backend_pid(), connection.host());
     let mut transaction = Transaction { session, connection, commands, deadline, id: None, savepoints: Vec::new() };
@@ -242,7 +242,7 @@ async fn checkout(
         () = first.running.stop.notified() => Some(Error::Cancelled),
     };
     let Execute { call, mut running, .. } = first;
-    running.was_stopped = true;
+    running.was_stopped = error.as_ref().is_none_or(was_stopped);
     match error {
         Some(error) => call.refuse(Progress::Over(None), error, None),
         None => drop(call.turn.finish(Progress::Over(None))),
@@ -287,9 +287,8 @@ impl Transaction {
     async fn next(&mut self) -> Option<End> {
         let session = &self.session;
         let reaped_idle = async {
-            sleep(session.profile().idle_in_transaction_timeout).await;
-            if !session.reap_idle_in_transaction() {
-                pending::<()>().await;
+            while let Some(again) = session.expire_in_transaction() {
+                sleep_until(again).await;
             }
         };
         tokio::select! {
@@ -370,8 +369,11 @@ impl Transaction {
                 Some(End::Unknown)
             }
             StatementError::Lost(lost) => {
-                // The dropped reply tells the caller to look why.
                 self.backend_lost(&lost);
+                // Its time was up, and it would not stop. Otherwise the dropped reply tells the caller to look why.
+                if interruption == Some(Interruption::Deadline) {
+                    let _ = call.reply.send(Err(deadline.exceeded().into()));
+                }
                 Some(End::Unknown)
             }
             // Nothing ran: the transaction stands as before the call, which may be not at all.
@@ -609,12 +611,13 @@ async fn stop<T>(canceller: &dyn Canceller, running: &mut (impl Future<Output = 
     }
 }
 
-/// The same, but gives up when the server cannot be asked; no request is on its way then.
+/// The same, but gives up when the server could not be asked at all; no request is on its way then.
 async fn stop_if_asked<T>(
     canceller: &dyn Canceller,
     running: &mut (impl Future<Output = T> + Unpin),
 ) -> Result<T, NotCancelled> {
     let mut ran = None;
+    let mut asked = false;
     loop {
         let mut cancelling = canceller.cancel();
         let cancelled = loop {
@@ -626,9 +629,11 @@ async fn stop_if_asked<T>(
         };
         match (cancelled, ran) {
             (Ok(()) | Err(NotCancelled::Unsent(_)), Some(ran)) => return Ok(ran),
+            (Err(NotCancelled::Unsent(_)), None) if asked => {}
             (Err(error), _) => return Err(error),
-            (Ok(()), None) => ran = timeout(CANCEL_AGAIN, &mut *running).await.ok(),
+            (Ok(()), None) => asked = true,
         }
+        ran = timeout(CANCEL_AGAIN, &mut *running).await.ok();
         if let Some(ran) = ran {
             return Ok(ran);
         }

@@ -1,7 +1,7 @@
 //! The profiles, whose they are, and the classes of statements within them.
 //!
-//! Every profile takes from the default one what it does not say. Invariant: a limit that could have no effect, because
-//! another is shorter, is a problem where it was written.
+//! Every profile takes from the default one what it does not say. Invariant: a lease that would end
+//! before its time, and a class that would have more than its profile, are problems where they were written.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};

@@ -64,7 +64,7 @@ fn lookup(error: &Error) -> Row {
         Error::Cancelled => row(Code::Cancelled, "CANCELLED", Scope::Transaction),
         Error::NothingToCancel => row(Code::FailedPrecondition, "NOTHING_TO_CANCEL", Scope::Nothing),
         Error::CancelUndelivered(_) => row(Code::Unavailable, "CANCEL_UNDELIVERED", Scope::Call),
-        Error::AlreadyAttached => row(Code::FailedPrecondition, "ALREADY_ATTACHED", Scope::Nothing),
+        Error::AlreadyAttached => row(Code::FailedPrecondition, "ALREADY_ATTACHED", Scope::Call),
         Error::CallerLeft => row(Code::Cancelled, "CALLER_LEFT", Scope::Transaction),
         Error::SeqGap { .. } => row(Code::FailedPrecondition, "SEQ_GAP", Scope::Nothing),
         Error::SeqAnswerGone(_) => row(Code::FailedPrecondition, "SEQ_ANSWER_GONE", Scope::Nothing),
@@ -156,7 +156,7 @@ fn status(failure: Failure, mut metadata: HashMap<String, String>) -> Status {
         any("sessionbroker.v1.RetryAdvice", &pb::RetryAdvice { scope: advice.into() }),
     ];
     details.extend(error_detail(&error));
-    if matches!((code, advice), (Code::ResourceExhausted | Code::Unavailable, Scope::Call)) {
+    if advice == Scope::Call {
         let retry_delay = RETRY_DELAY.try_into().ok();
         details.push(any("google.rpc.RetryInfo", &rpc::RetryInfo { retry_delay }));
     }

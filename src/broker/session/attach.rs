@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::{BackendInfo, Failure, Phase, Session, SessionState};
 use crate::broker::engine::Blocker;
@@ -19,9 +19,6 @@ const HEARTBEAT: Duration = Duration::from_secs(5);
 /// How long a statement runs before somebody is asked what it waits for, and how often from then on: as long as
 /// PostgreSQL itself waits before it looks for a deadlock.
 const LOOK_FOR_BLOCKERS: Duration = Duration::from_secs(1);
-
-/// How long PostgreSQL may take to say.
-const BLOCKERS_WAIT: Duration = Duration::from_secs(2);
 
 /// A limit is about to be met when this part of it is left.
 const LOW_PART: u32 = 5;
@@ -172,12 +169,10 @@ impl Attached {
                     () = self.changed.notified() => {}
                 },
                 Next::Ask(backend) => {
-                    let asking = self.session.engine().blockers(&backend.host, backend.pid);
-                    let asked = tokio::select! {
-                        asked = timeout(BLOCKERS_WAIT, asking) => asked,
-                        () = self.changed.notified() => continue,
-                    };
                     self.said.blocked.asked = Some(Instant::now());
+                    let asking = self.session.engine().blockers(&backend.host, backend.pid);
+                    // A server that does not say must not hold the heartbeat up.
+                    let asked = timeout_at(self.next_heartbeat, asking).await;
                     // Who cannot be asked has nothing to say.
                     if let Ok(Ok(by)) = asked
                         && by != self.said.blocked.by

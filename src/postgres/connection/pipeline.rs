@@ -8,9 +8,11 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
+use std::time::Duration;
 
 use futures_util::future::{FutureExt, MaybeDone, OptionFuture, maybe_done};
-use futures_util::{StreamExt, join};
+use futures_util::{StreamExt, join, try_join};
+use tokio::time::timeout;
 use tokio_postgres::{RowStream, Statement as Prepared};
 
 use super::super::opener::Backend;
@@ -25,6 +27,10 @@ use crate::broker::value::Value;
 
 /// The most statements sent and not yet answered: enough to hide a round trip, few enough to buffer.
 pub(in crate::postgres) const PIPELINE_MAX: usize = 64;
+
+/// How long a cancel request may take to be dealt with. It takes PostgreSQL milliseconds; longer means that the network
+/// or the server is stuck, and only closing the connection helps.
+const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
 /// Sent right behind a statement while the transaction has no id that we know of: so it is known before COMMIT is sent.
 const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
@@ -264,9 +270,15 @@ impl PooledConnection {
     async fn abandon(&self, rows: Option<Pin<Box<RowStream>>>, rest: VecDeque<Sent<'_>>, why: Error) -> StatementError {
         let Backend { client, wire, .. } = self.backend();
         if rows.is_some() || !rest.is_empty() {
-            let (cancelled, ()) = join!(self.canceller.cancel(), drain(rows, rest));
-            // Unless it was sent, nothing can come of it: all has been read.
-            if let Err(NotCancelled::Lost(lost)) = cancelled {
+            let cancelling = async {
+                match timeout(CANCEL_WAIT, self.canceller.cancel()).await {
+                    // Unless it was sent, nothing can come of it: all is being read.
+                    Ok(Ok(()) | Err(NotCancelled::Unsent(_))) => Ok(()),
+                    Ok(Err(NotCancelled::Lost(lost))) => Err(lost),
+                    Err(_) => Err(Lost(format!("a cancel request was not dealt with within {CANCEL_WAIT:?}"))),
+                }
+            };
+            if let Err(lost) = try_join!(cancelling, drain(rows, rest).map(Ok)) {
                 return StatementError::Lost(lost);
             }
         }
