@@ -8,8 +8,10 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = [
+        "sessionbroker/v1/bulk.proto",
         "sessionbroker/v1/connect.proto",
         "sessionbroker/v1/error.proto",
+        "sessionbroker/v1/notification.proto",
         "sessionbroker/v1/run.proto",
         "sessionbroker/v1/session.proto",
         "sessionbroker/v1/transaction.proto",
@@ -21,9 +23,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_transport(false)
         .codec_path("crate::grpc::codec::Codec")
-        .bytes(".sessionbroker.v1.Value")
+        .bytes(".sessionbroker.v1")
         // In order, so that the same request encodes to the same bytes.
         .btree_map(".")
+        .extern_path(".sessionbroker.v1.Row", "crate::grpc::row::Row")
         .compile_fds(descriptors)?;
     Ok(())
 }

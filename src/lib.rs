@@ -30,7 +30,8 @@
 //! renewed, expires, and its session is reaped; a *profile* is a named set of limits and timeouts that sessions live by,
 //! with *classes* of statements in it; an ended session leaves a *tombstone* that says why; a connection is
 //! *released* when proven clean and *discarded* otherwise; a commit has an *outcome*, and a *commit token* to *resolve* it
-//! with when its answer is lost; a broker that stops *drains*.
+//! with when its answer is lost; a *listener* has no session and is told what is notified on its *channels*, or that it may
+//! have *missed* some; a broker that stops *drains*.
 //!
 //! The invariants, each with a test:
 //!

@@ -5,7 +5,13 @@ use session_broker::grpc::pb;
 use tonic::Code;
 use tonic::codegen::http::uri::PathAndQuery;
 
-use crate::support::{Broker, Database, Failure, Session, first_row, int, millis, seconds, text};
+use crate::batches::parameters;
+#[cfg(target_os = "linux")]
+use crate::command_line::Program;
+use crate::support::{
+    Broker, Database, Failure, Session, bounded, first_row, int, list, millis, null, seconds, text, typed,
+};
+use pb::value::Kind;
 use pb::{Outcome, TransactionState};
 
 /// A bad request of Execute changes nothing: the transaction, its effects and the session stand.
@@ -149,33 +155,33 @@ async fn parameters_that_do_not_fit_are_refused_by_their_index() {
     refused(&session, session.statement("SELECT 1", vec![int(1)]), "parameters").await;
     for (kinds, field) in [
         (vec![int(1 << 40), text("a")], "parameters[0].value"),
-        (vec![pb::value::Kind::BoolValue(true), text("a")], "parameters[0].value"),
+        (vec![Kind::BoolValue(true), text("a")], "parameters[0].value"),
         (vec![int(1), int(2)], "parameters[1].value"),
         (vec![int(1), text("nul\0")], "parameters[1].value"),
-        (vec![int(1), pb::value::Kind::BytesValue(vec![0xff].into())], "parameters[1].value"),
+        (vec![int(1), Kind::BytesValue(vec![0xff].into())], "parameters[1].value"),
     ] {
         refused(&session, session.statement(two, kinds), field).await;
     }
     let absent = pb::Parameter::default();
     let kindless = pb::Parameter { value: Some(pb::Value::default()), ..Default::default() };
-    let misnamed = pb::Parameter { value: Some(pb::Value { kind: Some(int(1)) }), r#type: "nosuchtype".into() };
+    let misnamed = typed(int(1), "nosuchtype");
     for (parameter, field) in
         [(absent, "parameters[0].value"), (kindless, "parameters[0].value"), (misnamed, "parameters[0].type")]
     {
         let request = pb::ExecuteRequest { parameters: vec![parameter], ..session.statement("SELECT $1", vec![]) };
         refused(&session, request, field).await;
     }
-    let nested = |depth| {
-        (0..depth).fold(int(1), |inner, _| {
-            let values = vec![pb::Value { kind: Some(inner) }];
-            pb::value::Kind::ListValue(pb::ListValue { values, lower_bounds: vec![] })
-        })
-    };
+    let nested = |depth| (0..depth).fold(int(1), |inner, _| list(vec![inner]));
     let bottomless = session.run(session.statement("SELECT $1::int4[]", vec![nested(1000)])).await.unwrap_err();
     assert_eq!(bottomless.code, Code::InvalidArgument);
-    let request = session.statement("SELECT $1::int4[]", vec![nested(10)]);
-    let nested = refused(&session, request, &format!("parameters[0].value{}", ".list_value.values[0]".repeat(6))).await;
-    assert!(nested.message.contains("deeper"), "{nested:?}");
+    for depth in [7, 10] {
+        let request = session.statement("SELECT $1::int4[]", vec![nested(depth)]);
+        let field = format!("parameters[0].value{}", ".list_value.values[0]".repeat(6));
+        let deep = refused(&session, request, &field).await;
+        assert!(deep.message.contains("deeper"), "{deep:?}");
+    }
+    let deepest = session.run(session.statement("SELECT array_ndims($1::int4[]), $1::int4[]", vec![nested(6)])).await;
+    assert_eq!(first_row(&deepest.unwrap()), [int(6), nested(6)]);
     let negative = Some(prost_types::Duration { seconds: -1, nanos: 0 });
     for timeout in [seconds(0), negative] {
         let request = pb::ExecuteRequest { timeout, ..session.statement("SELECT 1", vec![]) };
@@ -211,14 +217,132 @@ async fn a_text_that_postgresql_cannot_read_fails_the_transaction_and_says_why()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_result_of_a_type_not_carried_yet_is_refused_before_it_runs() {
+async fn a_kind_that_a_type_cannot_hold_without_loss_is_refused() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
-    let sql = "INSERT INTO accounts VALUES (3, 3) RETURNING '10.0.0.1'::inet AS address";
-    let failure = refused(&session, session.statement(sql, vec![]), "sql").await;
-    assert!(failure.message.contains("inet") && failure.message.contains("address"), "{failure:?}");
-    assert_eq!(first_row(&session.execute("SELECT count(*) FROM accounts").await.unwrap()), [int(2)]);
+    let bytes = || Kind::BytesValue(vec![0xff].into());
+    for (kind, type_name) in [
+        (int(32_768), "int2"),
+        (int(-32_769), "int2"),
+        (int(1 << 31), "int4"),
+        (int(-1), "oid"),
+        (int(1 << 32), "oid"),
+        (int((1 << 24) + 1), "float4"),
+        (int((1 << 53) + 1), "float8"),
+        (int(1), "bool"),
+        (int(1), "text"),
+        (int(1), "inet"),
+        (int(1), "int4[]"),
+        (Kind::DoubleValue(1e39), "float4"),
+        (Kind::DoubleValue(1.0), "int4"),
+        (Kind::DoubleValue(1.0), "money"),
+        (Kind::BoolValue(true), "int4"),
+        (Kind::BoolValue(true), "point"),
+        (bytes(), "text"),
+        (bytes(), "uuid"),
+        (text("nul\0"), "text"),
+        (text("nul\0"), "inet"),
+        (text("nul\0"), "text[]"),
+        (list(vec![]), "int4"),
+        (list(vec![]), "point"),
+        (list(vec![int(1 << 40)]), "int4[]"),
+        (list(vec![int(1), Kind::BoolValue(true)]), "int4[]"),
+        (list(vec![list(vec![int(1)]), list(vec![Kind::DoubleValue(0.5)])]), "int4[]"),
+        (list(vec![text("nul\0")]), "text[]"),
+        (list(vec![bytes()]), "inet[]"),
+        (list(vec![int(1)]), "int4range[]"),
+    ] {
+        let sql = format!("SELECT $1::{type_name}, $2::text");
+        refused(&session, session.statement(&sql, vec![kind.clone(), null()]), "parameters[0].value").await;
+        let swapped = format!("SELECT $1::text, $2::{type_name}");
+        refused(&session, session.statement(&swapped, vec![null(), kind]), "parameters[1].value").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_is_no_array_is_refused() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    let row = |numbers: &[i64]| list(numbers.iter().copied().map(int).collect());
+    for ragged in [
+        list(vec![row(&[1, 2]), row(&[3])]),
+        list(vec![row(&[1]), row(&[2, 3])]),
+        list(vec![row(&[1]), row(&[])]),
+        list(vec![list(vec![row(&[1]), row(&[2])]), list(vec![row(&[3])])]),
+        // Elements beside rows.
+        list(vec![int(1), row(&[2])]),
+        list(vec![row(&[1]), int(2)]),
+        list(vec![row(&[1]), null()]),
+        list(vec![null(), row(&[1])]),
+        list(vec![row(&[1]), list(vec![row(&[2])])]),
+        // Not a lower bound for each dimension, and one that leaves no room for the last subscript.
+        bounded(vec![int(1), int(2)], vec![1, 1]),
+        bounded(vec![row(&[1]), row(&[2])], vec![1]),
+        bounded(vec![int(1)], vec![i32::MAX]),
+        bounded(vec![row(&[1, 2])], vec![1, i32::MAX - 1]),
+    ] {
+        refused(&session, session.statement("SELECT $1::int4[]", vec![ragged]), "parameters[0].value").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn as_many_parameters_as_the_protocol_has_room_for_are_taken_and_no_more() {
+    const COUNT_MAX: i64 = 65_535;
+
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    let sum = |count: i64| {
+        let places: Vec<_> = (1..=count).map(|n| format!("${n}")).collect();
+        let sql = format!("SELECT count(*), sum(n) FROM unnest(ARRAY[{}]::int4[]) AS n", places.join(","));
+        session.statement(&sql, (1..=count).map(int).collect())
+    };
+    let all = session.run(sum(COUNT_MAX)).await.unwrap();
+    assert_eq!(first_row(&all), [int(COUNT_MAX), int(COUNT_MAX * (COUNT_MAX + 1) / 2)]);
+    refused(&session, sum(COUNT_MAX + 1), "parameters").await;
+    // Nor in one statement of a batch, of which nothing runs then.
+    let update = pb::BatchStatement { sql: "UPDATE accounts SET balance = 7".into(), ..Default::default() };
+    let many = parameters(vec![null(); 65_536]);
+    let many = pb::BatchStatement { sql: "SELECT 1".into(), parameters: many, ..Default::default() };
+    let request = pb::ExecuteBatchRequest { statements: vec![update, many], ..Default::default() };
+    let failure = session.execute_batch(request).await.unwrap_err();
+    assert_eq!((failure.code, failure.field.as_deref()), (Code::InvalidArgument, Some("statements[1].parameters")));
+    session.commit().await.unwrap();
+    assert_eq!(database.balances(), "100 100");
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_far_past_the_limit_is_refused_without_being_held() {
+    /// Of a field of 195,313 KiB.
+    const GROWTH_KIB_MAX: u64 = 64 * 1024;
+
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "");
+    let session = broker.session().await;
+    session.execute("SELECT 1").await.unwrap();
+    let before = broker.peak_memory();
+    let field = "SELECT repeat('x', 200000000)";
+    for format in [pb::ResultFormat::Values, pb::ResultFormat::Packed] {
+        let result_format = format.into();
+        let request = pb::ExecuteRequest { result_format, ..session.statement(field, vec![]) };
+        is_too_large(&session, &session.run(request).await.unwrap_err()).await;
+        let request = pb::ExecuteStreamRequest { result_format, ..session.streaming(field, vec![]) };
+        is_too_large(&session, &session.stream(request).await.end.unwrap_err()).await;
+    }
+    let growth = broker.peak_memory() - before;
+    assert!(growth < GROWTH_KIB_MAX, "{growth} KiB more");
+    assert_eq!(first_row(&session.execute("SELECT 1").await.unwrap()), [int(1)]);
+}
+
+/// The call failed for its result's size, and its transaction with it; another can begin.
+#[cfg(target_os = "linux")]
+async fn is_too_large(session: &Session, failure: &Failure) {
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::ResourceExhausted, "RESULT_TOO_LARGE"));
+    assert_eq!(failure.transaction_state(), TransactionState::Failed);
+    session.rollback().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -271,13 +395,13 @@ async fn what_a_caller_could_not_see_is_not_committed() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
-    let sql = "UPDATE accounts SET balance = 7 RETURNING '{{1,2},{3,4}}'::int4[]";
+    let large = "UPDATE accounts SET balance = 7 RETURNING repeat('x', 5000000)";
     for request in [
-        session.statement(sql, vec![]),
+        session.statement(large, vec![]),
         pb::ExecuteRequest { max_rows: 1, ..session.statement("UPDATE accounts SET balance = 7 RETURNING id", vec![]) },
     ] {
         let failure = session.run(request.clone()).await.unwrap_err();
-        assert!(["RESULT_UNRETURNABLE", "RESULT_TOO_LARGE"].contains(&failure.reason.as_str()), "{failure:?}");
+        assert_eq!(failure.reason, "RESULT_TOO_LARGE", "{failure:?}");
         assert_eq!(failure.transaction_state(), TransactionState::Failed);
         assert_eq!(session.commit().await.unwrap_err().reason, "COMMIT_ROLLED_BACK");
         let failure = session.run(pb::ExecuteRequest { commit: true, ..request }).await.unwrap_err();

@@ -11,7 +11,7 @@ use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use tokio::io::copy_bidirectional;
 use tonic::Code;
-use tonic::transport::Endpoint;
+use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -80,9 +80,12 @@ impl Program {
         Self::start_under(environment, &arguments)
     }
 
-    pub(crate) fn client(&self) -> SessionServiceClient<tonic::transport::Channel> {
-        let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).unwrap();
-        SessionServiceClient::new(endpoint.connect_lazy())
+    pub(crate) fn channel(&self) -> Channel {
+        Endpoint::from_shared(format!("http://{}", self.address)).unwrap().connect_lazy()
+    }
+
+    pub(crate) fn client(&self) -> SessionServiceClient<Channel> {
+        SessionServiceClient::new(self.channel())
     }
 
     pub(crate) async fn session(&self) -> Session {
@@ -101,8 +104,20 @@ impl Program {
         log.iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The most memory that it has ever had resident, in KiB.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        peak.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
-        let sent = Command::new("kill").args([format!("-{name}"), self.child.id().to_string()]).status().unwrap();
+        let sent = Command::new("kill").args([format!("-{name}"), self.pid().to_string()]).status().unwrap();
         assert!(sent.success());
     }
 

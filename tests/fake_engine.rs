@@ -1,6 +1,7 @@
 //! An engine whose every step is a gate that opens, fails, opens late, or never opens. For tests of cancellation and of
 //! time under a paused clock; it keeps the port's promises, and counts what became of its connections.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -9,9 +10,10 @@ use session_broker::broker::commit::{Cluster, ClusterXid, Resolution};
 use session_broker::broker::connect::ConnectOverrides;
 use session_broker::broker::engine::{
     Blocker, Canceller, CheckoutError, CommitVerdict, Connection, Engine, EngineInfo, IdempotencyTable, Lost,
-    NotCancelled, PoolStatistics, StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
+    NotCancelled, Notifications, PoolStatistics, StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use session_broker::broker::error::{Error, PgError};
+use session_broker::broker::notification::ChannelName;
 use session_broker::broker::principal::Principal;
 use session_broker::broker::statement::{ResultLimits, ResultSet};
 use tokio::sync::Notify;
@@ -154,6 +156,10 @@ impl Engine for FakeEngine {
         Ok(Vec::new())
     }
 
+    async fn listen(&self, _: BTreeSet<ChannelName>) -> Result<Box<dyn Notifications>, CheckoutError> {
+        unreachable!("no test listens here")
+    }
+
     async fn probe(&self) -> Result<(), CheckoutError> {
         Ok(())
     }
@@ -230,7 +236,7 @@ impl Connection for FakeConnection {
         work: &Work,
         _: ResultLimits,
     ) -> Result<Vec<ResultSet>, Stopped> {
-        let Work::Statements(statements) = work else { unreachable!("no test sets savepoints here") };
+        let Work::Statements(statements, _) = work else { unreachable!("no test sets savepoints here") };
         self.log.lock().unwrap().push(statements[0].sql().to_owned());
         let counts = self.counts.clone();
         let _running = Running::new(&counts);

@@ -11,7 +11,7 @@ use session_broker::broker::error::{Bound, EndReason, Error};
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile, Profiles};
 use session_broker::broker::session::{ExecuteCall, Session, TransactionState};
-use session_broker::broker::statement::Statement;
+use session_broker::broker::statement::{ResultFormat, Statement};
 use session_broker::broker::token::SessionToken;
 use session_broker::broker::{BeginSession, Broker};
 use tokio::time::{Instant, advance, sleep};
@@ -41,6 +41,7 @@ pub(crate) fn call(commit: bool) -> ExecuteCall {
     let statement = Statement::new("SELECT 1".into(), Vec::new()).unwrap();
     ExecuteCall {
         statements: [statement].into(),
+        format: ResultFormat::Values,
         commit,
         transaction: None,
         numbered: None,

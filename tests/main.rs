@@ -21,6 +21,11 @@ mod transactions;
 
 mod bad_input;
 
+mod bulk;
+mod catalogs;
+mod packed;
+mod streams;
+mod types;
 mod values;
 
 mod attach;
@@ -28,6 +33,8 @@ mod attach_times;
 mod cancel;
 mod dropped_calls;
 mod leases;
+
+mod notifications;
 
 mod profiles;
 

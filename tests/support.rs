@@ -12,6 +12,7 @@ use prost::Message;
 use session_broker::config::Config;
 use session_broker::dev::{self, ThrowAwayPostgres};
 use session_broker::grpc::pb;
+use session_broker::grpc::pb::bulk_service_client::BulkServiceClient;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use session_broker::grpc::pb::transaction_service_client::TransactionServiceClient;
 use session_broker::server;
@@ -55,6 +56,19 @@ impl Database {
     /// What psql, as an independent witness and a superuser, prints for `sql`.
     pub(crate) fn psql(&self, sql: &str) -> String {
         psql(&POSTGRES.admin_url(&self.name), sql)
+    }
+
+    /// What psql prints for `sql` as the broker's own role, row by row and column by column. NULL is none.
+    pub(crate) fn cells(&self, sql: &str) -> Vec<Vec<Option<String>>> {
+        // No text in a test holds these.
+        const COLUMN_END: &str = "\u{1f}";
+        const ROW_END: &str = "\u{1e}";
+        const NULL: &str = "\u{1d}";
+        let printed = run_psql(&self.url(), sql, &["-F", COLUMN_END, "-R", ROW_END, "-P", &format!("null={NULL}")]);
+        let cell = |cell: &str| (cell != NULL).then(|| cell.to_owned());
+        // The last row ends with a line; without a row there is none.
+        let rows = printed.strip_suffix('\n').map(|rows| rows.split(ROW_END));
+        rows.into_iter().flatten().map(|row| row.split(COLUMN_END).map(cell).collect()).collect()
     }
 
     /// Both balances, as psql sees them.
@@ -124,14 +138,21 @@ impl Drop for Held {
 
 /// Runs psql and returns its output; its failure is the test's.
 pub(crate) fn psql(url: &str, sql: &str) -> String {
+    run_psql(url, sql, &[]).trim_end_matches('\n').to_owned()
+}
+
+/// The same with more options, and every character of the output.
+fn run_psql(url: &str, sql: &str, options: &[&str]) -> String {
     let output = Command::new("psql")
-        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, url])
+        .args(["-XAtq", "-v", "ON_ERROR_STOP=1"])
+        .args(options)
+        .args(["-c", sql, url])
         .env("PGTZ", "UTC")
         .stdin(Stdio::null())
         .output()
         .expect("psql is installed with the server");
     assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap().trim_end_matches('\n').to_owned()
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// A broker in this process, stopped when dropped.
@@ -204,6 +225,10 @@ impl Broker {
 
     pub(crate) fn transactions(&self) -> TransactionServiceClient<Channel> {
         TransactionServiceClient::new(self.channel())
+    }
+
+    pub(crate) fn bulk(&self) -> BulkServiceClient<Channel> {
+        BulkServiceClient::new(self.channel())
     }
 
     pub(crate) async fn run(&self, request: pb::RunRequest) -> Result<pb::RunResponse, Failure> {
@@ -396,6 +421,27 @@ impl Session {
         self.run(pb::ExecuteRequest { commit: true, ..self.statement(sql, Vec::new()) }).await
     }
 
+    pub(crate) fn streaming(&self, sql: &str, parameters: Vec<pb::value::Kind>) -> pb::ExecuteStreamRequest {
+        let pb::ExecuteRequest { session_token, sql, parameters, .. } = self.statement(sql, parameters);
+        pb::ExecuteStreamRequest { session_token, sql, parameters, ..Default::default() }
+    }
+
+    /// Begins a stream, of which nothing is read yet.
+    pub(crate) async fn open(
+        &self,
+        request: pb::ExecuteStreamRequest,
+    ) -> Result<Streaming<pb::ExecuteStreamResponse>, Failure> {
+        Ok(self.client.clone().execute_stream(request).await?.into_inner())
+    }
+
+    /// A whole stream. Its error may come instead of the stream as well as in it.
+    pub(crate) async fn stream(&self, request: pb::ExecuteStreamRequest) -> Streamed {
+        match self.open(request).await {
+            Ok(parts) => Streamed::read(parts).await,
+            Err(failure) => Streamed { columns: Vec::new(), chunks: Vec::new(), end: Err(failure) },
+        }
+    }
+
     pub(crate) async fn commit(&self) -> Result<pb::CommitResponse, Failure> {
         let request = pb::CommitRequest { session_token: self.token.clone() };
         Ok(self.client.clone().commit(request).await?.into_inner())
@@ -464,6 +510,49 @@ impl Session {
     }
 }
 
+/// What came of ExecuteStream.
+#[derive(Debug)]
+pub(crate) struct Streamed {
+    pub(crate) columns: Vec<pb::Column>,
+    pub(crate) chunks: Vec<pb::ResultChunk>,
+    pub(crate) end: Result<pb::ResultTrailer, Failure>,
+}
+
+impl Streamed {
+    /// Reads to the end: one header, chunks, and one trailer with nothing behind it; or an error anywhere.
+    pub(crate) async fn read(mut parts: Streaming<pb::ExecuteStreamResponse>) -> Self {
+        use pb::execute_stream_response::Part;
+        let (mut header, mut chunks) = (None, Vec::new());
+        let end = loop {
+            let message = match parts.message().await {
+                Ok(message) => message.expect("a trailer or an error ends it"),
+                Err(status) => break Err(Failure::from(status)),
+            };
+            match message.part.expect("every message has a part") {
+                Part::Header(pb::ResultHeader { columns }) => {
+                    assert!(header.is_none(), "a second header");
+                    header = Some(columns);
+                }
+                Part::Chunk(chunk) => {
+                    assert!(header.is_some(), "a chunk before the header");
+                    chunks.push(chunk);
+                }
+                Part::Trailer(trailer) => {
+                    assert!(header.is_some(), "a trailer without a header");
+                    assert_eq!(parts.message().await.unwrap(), None, "something behind the trailer");
+                    break Ok(trailer);
+                }
+            }
+        };
+        Self { columns: header.unwrap_or_default(), chunks, end }
+    }
+
+    /// The kinds of all rows that came.
+    pub(crate) fn rows(&self) -> Vec<Vec<pb::value::Kind>> {
+        self.chunks.iter().flat_map(|chunk| &chunk.rows).map(kinds_of).collect()
+    }
+}
+
 /// A failed call with its details unpacked.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -520,7 +609,12 @@ fn detail<M: Message + Default>(status: &Status, name: &str) -> Option<M> {
 
 /// The kinds of a result's first row.
 pub(crate) fn first_row(response: &pb::ExecuteResponse) -> Vec<pb::value::Kind> {
-    response.rows[0].values.iter().map(|value| value.kind.clone().unwrap()).collect()
+    kinds_of(&response.rows[0])
+}
+
+/// The kinds of a row.
+pub(crate) fn kinds_of(row: &pb::Row) -> Vec<pb::value::Kind> {
+    row.values.iter().map(|value| value.kind.clone().unwrap()).collect()
 }
 
 pub(crate) fn text(value: &str) -> pb::value::Kind {
@@ -529,6 +623,26 @@ pub(crate) fn text(value: &str) -> pb::value::Kind {
 
 pub(crate) fn int(value: i64) -> pb::value::Kind {
     pb::value::Kind::IntValue(value)
+}
+
+pub(crate) fn null() -> pb::value::Kind {
+    pb::value::Kind::NullValue(0)
+}
+
+/// An array whose subscripts start at 1, or a row of one.
+pub(crate) fn list(values: Vec<pb::value::Kind>) -> pb::value::Kind {
+    bounded(values, Vec::new())
+}
+
+/// An array whose subscripts start there.
+pub(crate) fn bounded(values: Vec<pb::value::Kind>, lower_bounds: Vec<i32>) -> pb::value::Kind {
+    let values = values.into_iter().map(|kind| pb::Value { kind: Some(kind) }).collect();
+    pb::value::Kind::ListValue(pb::ListValue { values, lower_bounds })
+}
+
+/// A parameter that names its type.
+pub(crate) fn typed(kind: pb::value::Kind, type_name: &str) -> pb::Parameter {
+    pb::Parameter { value: Some(pb::Value { kind: Some(kind) }), r#type: type_name.into() }
 }
 
 #[allow(clippy::unnecessary_wraps, reason = "the protocol's durations are optional")]

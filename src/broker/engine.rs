@@ -2,18 +2,22 @@
 //!
 //! Names no driver. Invariant: a dropped [`Connection`] is discarded; only [`Connection::release`] gives it back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio_util::sync::CancellationToken;
 
+use super::bulk::{CopyOptions, Source, Supply, Table};
 use super::commit::{Cluster, ClusterXid, Resolution};
 use super::connect::ConnectOverrides;
 use super::error::{Error, Exhausted, PgError};
+use super::notification::{ChannelName, ListenEvent};
 use super::principal::Principal;
-use super::statement::{ResultLimits, ResultSet, Statement};
+use super::statement::{ResultFormat, ResultLimits, ResultSet, Statement};
+use super::stream::Sink;
 
 /// A configured PostgreSQL target with its pool.
 #[async_trait]
@@ -62,6 +66,13 @@ pub trait Engine: Debug + Send + Sync {
     /// # Cancel safety
     /// Dropping the future leaves nothing behind.
     async fn blockers(&self, host: &str, backend_pid: i32) -> Result<Vec<Blocker>, CheckoutError>;
+
+    /// Listens to these channels, apart from the pool. Returns when PostgreSQL has confirmed it. Bounded by the engine's
+    /// own timeouts.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves no listener behind.
+    async fn listen(&self, channels: BTreeSet<ChannelName>) -> Result<Box<dyn Notifications>, CheckoutError>;
 
     /// Proves that PostgreSQL answers, apart from the pool.
     ///
@@ -144,6 +155,9 @@ pub enum CheckoutError {
     /// As many combinations of options as may be are in use.
     #[error("{0} combinations of connection options are in use already")]
     SubPools(usize),
+    /// As many listeners as there may be are there.
+    #[error("the engine has its maximum of {0} listeners")]
+    Listeners(usize),
     /// The server could not be reached, or broke off.
     #[error("{0}")]
     Unreachable(String),
@@ -158,6 +172,7 @@ impl CheckoutError {
             Self::Wait(waited) => Error::Exhausted(Exhausted::PoolWait(waited)),
             Self::Queue(waiters) => Error::Exhausted(Exhausted::PoolQueue(waiters)),
             Self::SubPools(sub_pools) => Error::Exhausted(Exhausted::SubPools(sub_pools)),
+            Self::Listeners(listeners) => Error::Exhausted(Exhausted::Listeners(listeners)),
             Self::Unreachable(cause) => Error::Unreachable { engine: engine.to_owned(), cause },
             Self::Refused(error) => Error::Database(error),
         }
@@ -222,6 +237,16 @@ pub trait Connection: Send {
     async fn release(self: Box<Self>);
 }
 
+/// What a listener is told. Dropped, it listens no more.
+#[async_trait]
+pub trait Notifications: Send {
+    /// Waits for the next event; the first is [`ListenEvent::Listening`].
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no event.
+    async fn next(&mut self) -> ListenEvent;
+}
+
 /// Stops a connection's running statement.
 #[async_trait]
 pub trait Canceller: Send + Sync {
@@ -261,12 +286,29 @@ pub enum TransactionStatus {
 }
 
 /// What a call does in its transaction.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub enum Work {
     /// Runs statements, in order, until one fails.
-    Statements(Arc<[Statement]>),
+    Statements(Arc<[Statement]>, ResultFormat),
+    /// Runs a statement whose rows go into the sink as they come.
+    Stream(Box<(Statement, ResultFormat)>, Sink),
+    /// Copies a caller's data into a table.
+    CopyIn(Box<(Table, CopyOptions)>, Supply),
+    /// Copies data into the sink.
+    CopyOut(Box<(Source, CopyOptions)>, Sink),
     /// Acts on a savepoint.
     Savepoint(SavepointAction, SavepointName),
+}
+
+impl Work {
+    /// Cancelled, the work waits for its caller no more.
+    pub(super) fn closing(&self) -> CancellationToken {
+        match self {
+            Self::Stream(_, sink) | Self::CopyOut(_, sink) => sink.closing(),
+            Self::CopyIn(_, supply) => supply.closing(),
+            Self::Statements(..) | Self::Savepoint(..) => CancellationToken::new(),
+        }
+    }
 }
 
 /// What is done to a savepoint.

@@ -125,6 +125,9 @@ pub enum Exhausted {
     /// Combinations of connection options in use.
     #[error("{0} combinations of connection options are in use already")]
     SubPools(usize),
+    /// An engine's listeners.
+    #[error("the engine has its maximum of {0} listeners")]
+    Listeners(usize),
     /// A result's rows.
     #[error("the result has more than {0} rows: narrow it, for example with LIMIT")]
     ResultRows(u64),

@@ -9,17 +9,21 @@ pub mod value;
 mod guard;
 pub mod statement;
 
+pub mod stream;
+
 pub mod error;
 pub mod principal;
 pub mod profile;
 pub mod token;
 
+pub mod bulk;
 pub mod commit;
 pub mod connect;
 pub mod engine;
 pub mod session;
 
 mod idempotency;
+pub mod notification;
 pub mod run;
 
 mod lease;
@@ -35,6 +39,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::{info, warn};
 
@@ -52,7 +57,7 @@ use profile::{Limits, Profiles, ReaperMode};
 use reaper::Place;
 use registry::Registry;
 use session::{Life, Session};
-use terms::Offers;
+use terms::{Offers, Terms};
 use token::{SessionId, SessionToken};
 
 /// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
@@ -94,6 +99,8 @@ struct Shared {
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
+    /// Cancelled when draining begins, for streams that no session ends.
+    stopping: CancellationToken,
     reaper_mode: ReaperMode,
     would_have_reaped: AtomicU64,
 }
@@ -194,6 +201,7 @@ impl Broker {
             kept_kib: Arc::new(Semaphore::new(KEPT_KIB_MAX)),
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
+            stopping: CancellationToken::new(),
         });
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
@@ -258,9 +266,7 @@ impl Broker {
         if self.shared.is_draining() {
             return Err(Error::Draining);
         }
-        let offers = self.offers.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let terms = offers.terms(principal, request)?;
-        let engine = self.engine(terms.engine(&request.engine, &self.default_engine)?)?;
+        let (terms, engine) = self.offered(principal, request)?;
         let lease_ttl = terms.lease_ttl(request.lease_ttl)?;
         engine.check(&request.connect)?;
         check_labels(&request.labels)?;
@@ -274,6 +280,14 @@ impl Broker {
             lease_ttl,
             self.shared.clone(),
         )))
+    }
+
+    /// What a caller is offered that asks for this: terms, and an engine that they allow.
+    fn offered(&self, principal: &Principal, request: &BeginSession) -> Result<(Arc<Terms>, &Arc<dyn Engine>), Error> {
+        let offers = self.offers.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let terms = offers.terms(principal, request)?;
+        let engine = self.engine(terms.engine(&request.engine, &self.default_engine)?)?;
+        Ok((terms, engine))
     }
 
     /// The session a token opens, live or ended: every call on it says which.
@@ -331,8 +345,9 @@ impl Broker {
         self.shared.registry.live()
     }
 
-    /// Refuses new sessions, ends each live one as soon as it is between transactions, and those that are not within
-    /// `grace` by rolling back. Returns when no transaction is left, or cannot be stopped.
+    /// Refuses new sessions and listeners, ends the listeners there are, each live session as soon as it is between
+    /// transactions, and those that are not within `grace` by rolling back. Returns when no transaction is left, or cannot
+    /// be stopped.
     pub async fn drain(&self, grace: Duration) {
         /// How often to look. Short against any grace, long against the cost of a look.
         const LOOK: Duration = Duration::from_millis(20);
@@ -341,6 +356,7 @@ impl Broker {
         const STOP: Duration = Duration::from_secs(6);
 
         self.shared.draining.store(true, Ordering::SeqCst);
+        self.shared.stopping.cancel();
         info!(sessions = self.live_sessions(), "draining");
         for session in self.shared.registry.sessions() {
             session.tell();

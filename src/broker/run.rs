@@ -14,7 +14,7 @@ use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::idempotency::{Fingerprint, Held, Outcome};
 use super::principal::Principal;
 use super::session::{ExecuteCall, Executed, Life, Session, TransactionState};
-use super::statement::{Parameter, ResultSet, Statement};
+use super::statement::{Parameter, ResultFormat, ResultSet, Statement};
 use super::transaction::{Deadline, Verdict};
 use super::value::Value;
 use super::{BeginSession, Broker, check_name};
@@ -87,7 +87,8 @@ pub struct RunFailure {
 }
 
 /// Ends a call's session however the call ends.
-struct Own(Arc<Session>);
+#[derive(Debug)]
+pub(super) struct Own(pub(super) Arc<Session>);
 
 impl Drop for Own {
     fn drop(&mut self) {
@@ -96,6 +97,14 @@ impl Drop for Own {
 }
 
 impl Broker {
+    /// A session for one call, which owns it.
+    pub(super) fn own_session(&self, principal: &Principal, begin: &BeginSession) -> Result<Own, Error> {
+        let session = Own(self.open(Life::OneShot, principal, begin)?);
+        self.shared.registry.insert(session.0.clone(), None)?;
+        // A drain that began meanwhile may have looked at the sessions before this one was there.
+        if self.shared.is_draining() { Err(Error::Draining) } else { Ok(session) }
+    }
+
     /// Runs a whole transaction.
     ///
     /// # Errors
@@ -106,14 +115,9 @@ impl Broker {
     pub async fn run(&self, principal: &Principal, run: Run) -> Result<Ran, RunFailure> {
         let refused = |error: Error| RunFailure { failure: error.into(), attempts: 0 };
         check(&run).map_err(refused)?;
-        let session = Own(self.open(Life::OneShot, principal, &run.begin).map_err(refused)?);
+        let session = self.own_session(principal, &run.begin).map_err(refused)?;
         if let Some(class) = &run.class {
             session.0.check_class(class).map_err(refused)?;
-        }
-        self.shared.registry.insert(session.0.clone(), None).map_err(refused)?;
-        // A drain that began meanwhile may have looked at the sessions before this one was there.
-        if self.shared.is_draining() {
-            return Err(refused(Error::Draining));
         }
         let mut attempts = 0;
         let mut pause = PAUSE_MIN;
@@ -168,7 +172,7 @@ fn is_transient(failure: &Failure) -> bool {
 }
 
 /// The same failure for a caller that knows of no session.
-fn without_session(failure: Failure, session: &Session) -> Failure {
+pub(super) fn without_session(failure: Failure, session: &Session) -> Failure {
     let error = match failure.error {
         Error::SessionEnded(EndReason::Drained) => Error::Draining,
         Error::SessionEnded(EndReason::TransactionDeadline) => {
@@ -215,6 +219,7 @@ impl Attempt<'_> {
     ) -> Result<Executed, Failure> {
         let call = ExecuteCall {
             statements,
+            format: ResultFormat::Values,
             commit,
             transaction: None,
             numbered: None,
@@ -365,7 +370,7 @@ fn bound(statement: &Statement, values: Vec<Value>) -> Result<Statement, Error> 
 
 /// What the table has under a key that an earlier call has committed.
 fn stored(read: &Executed, request: &Fingerprint) -> Result<(Answer, Verdict), Failure> {
-    let row = read.results.first().and_then(|result| result.rows.first());
+    let row = read.results.first().and_then(|result| result.rows.values.first());
     match row.map(Vec::as_slice) {
         Some([Value::Bytes(before), _, _]) if before.as_ref() != request => Err(used_for_another().into()),
         Some([_, Value::Bytes(answer), Value::Text(xid)]) => {

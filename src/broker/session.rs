@@ -6,6 +6,7 @@
 //! and nothing leaves [`Phase::Ended`].
 
 pub mod attach;
+pub mod streaming;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -24,7 +25,7 @@ use super::lease::{Judgement, Lease};
 use super::principal::Principal;
 use super::profile::{Class, Profile, ReaperMode};
 use super::reaper::Place;
-use super::statement::{ResultLimits, ResultSet, Statement};
+use super::statement::{ResultFormat, ResultLimits, ResultSet, Statement};
 use super::terms::Terms;
 use super::token::{SessionId, SessionToken};
 use super::transaction::{self, Call, Command, Deadline, Verdict};
@@ -263,6 +264,8 @@ pub struct TransactionChoice {
 pub struct ExecuteCall {
     /// What to run, in order.
     pub statements: Arc<[Statement]>,
+    /// How rows are returned.
+    pub format: ResultFormat,
     /// Commit when all have succeeded.
     pub commit: bool,
     /// How the transaction begins, for a call that begins it.
@@ -384,18 +387,13 @@ impl Session {
         {
             return answer;
         }
-        let ExecuteCall { statements, commit, transaction, numbered, class, rows_max, timeout, grpc_deadline } = call;
-        let class = match class.map(|class| self.terms.class(&class)).transpose() {
-            Ok(class) => class.unwrap_or_default(),
-            Err(error) => return Err(turn.refuse(error)),
-        };
-        if transaction.is_some() && !turn.is_idle() {
-            return Err(turn.refuse(transaction_is_open()));
-        }
+        let ExecuteCall { statements, format, commit, transaction, numbered, class, rows_max, timeout, grpc_deadline } =
+            call;
+        let (turn, class) = self.check(turn, class.as_deref(), transaction)?;
         let (reply, answer) = oneshot::channel();
         let execute = transaction::Execute {
             begin: self.begin(transaction),
-            work: Work::Statements(statements),
+            work: Work::Statements(statements, format),
             commit,
             limits: self.terms.result_limits(class, rows_max),
             deadline: self.deadline(class, timeout, grpc_deadline),
@@ -405,6 +403,21 @@ impl Session {
         };
         self.dispatch(Command::Execute(execute));
         self.answered(answer).await
+    }
+
+    /// What is wrong with a call that can be seen now: its class's name, and options for a transaction that is open.
+    fn check(
+        &self,
+        turn: Turn,
+        class: Option<&str>,
+        transaction: Option<TransactionChoice>,
+    ) -> Result<(Turn, Class), Failure> {
+        let class = class.map(|class| self.terms.class(class)).transpose();
+        match class {
+            Err(error) => Err(turn.refuse(error)),
+            Ok(_) if transaction.is_some() && !turn.is_idle() => Err(turn.refuse(transaction_is_open())),
+            Ok(class) => Ok((turn, class.unwrap_or_default())),
+        }
     }
 
     /// Sets a savepoint, releases it or rolls back to it. Setting one begins a transaction when there is none.
@@ -780,7 +793,10 @@ impl Session {
     }
 
     /// Waits for the transaction task's answer.
-    async fn answered<T>(&self, answer: oneshot::Receiver<Result<T, Failure>>) -> Result<T, Failure> {
+    pub(super) async fn answered<T>(
+        &self,
+        answer: impl Future<Output = Result<Result<T, Failure>, oneshot::error::RecvError>>,
+    ) -> Result<T, Failure> {
         if let Ok(answer) = answer.await {
             return answer;
         }

@@ -5,10 +5,12 @@
 
 use std::sync::Arc;
 
+use bytes::{Bytes, BytesMut};
+
 use super::error::{Error, PgError};
 use super::guard;
 pub use super::guard::Kind;
-use super::value::Value;
+use super::value::{Value, ValueRef};
 
 /// The longest SQL text. Data belongs into parameters; PostgreSQL parses a mebibyte in tens of milliseconds.
 pub const SQL_BYTES_MAX: usize = 1024 * 1024;
@@ -155,8 +157,46 @@ fn mentions(sql: &str, word: &[u8]) -> bool {
 pub struct ResultLimits {
     /// Rows.
     pub rows_max: u64,
-    /// Bytes of all values as encoded in the answer, and of the columns of all results but the first.
+    /// Bytes of all values as encoded in the answer, and of the columns of all results but the first. Of a stream: of one
+    /// row.
     pub bytes_max: usize,
+}
+
+/// How rows are returned.
+#[derive(Debug, Clone, Copy)]
+pub enum ResultFormat {
+    /// As values.
+    Values,
+    /// As values that are written as soon as they are read.
+    Written(ValueWriter),
+    /// As PostgreSQL sent them.
+    Packed,
+}
+
+/// Writes a value as the caller's protocol has it.
+pub type ValueWriter = fn(&mut BytesMut, ValueRef<'_>);
+
+/// PostgreSQL's format of a value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WireFormat {
+    /// Its text form.
+    Text,
+    /// Its binary form.
+    Binary,
+}
+
+/// Some rows.
+#[derive(Debug, Clone, Default)]
+pub struct Rows {
+    /// One value per column, with [`ResultFormat::Values`].
+    pub values: Vec<Vec<Value>>,
+    /// Each row's values, one behind the other, with [`ResultFormat::Written`].
+    pub written: Vec<Bytes>,
+    /// For each row and column its length as a big-endian i32, -1 for NULL, and its bytes, with
+    /// [`ResultFormat::Packed`].
+    pub packed: Bytes,
+    /// How many they are.
+    pub count: u64,
 }
 
 /// A complete result.
@@ -164,8 +204,8 @@ pub struct ResultLimits {
 pub struct ResultSet {
     /// None when the statement returns no rows.
     pub columns: Vec<Column>,
-    /// One value per column.
-    pub rows: Vec<Vec<Value>>,
+    /// None of a stream: they have gone before.
+    pub rows: Rows,
     /// Rows returned, or affected when it returns none.
     pub row_count: u64,
     /// As PostgreSQL sent it: "INSERT 0 1".
@@ -186,7 +226,7 @@ impl ResultSet {
     pub(super) fn kept_bytes(&self) -> usize {
         /// A value, a column or a notice, without its text.
         const EACH: usize = 64;
-        let values: usize = self.rows.iter().map(Vec::len).sum();
+        let values: usize = self.rows.values.iter().map(Vec::len).sum();
         let names: usize = self.columns.iter().map(|column| column.name.len() + column.type_name.len()).sum();
         let notices: usize = self.notices.iter().map(PgError::text_bytes).sum();
         self.bytes + names + notices + (1 + values + self.columns.len() + self.notices.len()) * EACH
@@ -208,4 +248,6 @@ pub struct Column {
     pub table_oid: Option<u32>,
     /// `pg_attribute.attnum`, when the column is a table's.
     pub column_number: Option<i16>,
+    /// How packed rows hold it; `None` when they are not packed.
+    pub wire_format: Option<WireFormat>,
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use super::commit::{ClusterXid, Resolution, TransactionId};
@@ -389,7 +390,11 @@ impl Transaction {
                 call.refuse(Progress::Open { failed }, error, index);
                 None
             }
-            StatementError::GivenUp(error) => self.fail(error, index, commit, call).await,
+            StatementError::GivenUp(error) => {
+                let error = told(error, interruption.as_ref(), deadline);
+                running.was_stopped = was_stopped(&error);
+                self.fail(error, index, commit, call).await
+            }
             StatementError::StalePlan(error) => self.fail(Error::StalePlan(error), index, commit, call).await,
             StatementError::Failed(error) => {
                 let error = told(Error::Database(error), interruption.as_ref(), deadline);
@@ -410,6 +415,7 @@ impl Transaction {
         reply: &mut Reply<Executed>,
     ) -> (Result<Vec<ResultSet>, Stopped>, Option<Interruption>) {
         let canceller = self.connection.canceller();
+        let closing = work.closing();
         let mut working = self.connection.execute(begin, work, limits);
         let too_long = |_| Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"));
         loop {
@@ -423,7 +429,7 @@ impl Transaction {
                 _ = self.commands.recv() => Interruption::SessionEnded,
             };
             let stopped = if interruption == Interruption::Cancelled {
-                let asked = timeout(CANCEL_GRACE, stop_if_asked(&*canceller, &mut working)).await;
+                let asked = timeout(CANCEL_GRACE, stop_if_asked(&*canceller, &mut working, &closing)).await;
                 match asked.map_err(too_long).unwrap_or_else(|lost| Err(lost.into())) {
                     Err(NotCancelled::Unsent(cause)) => {
                         // Its time limits still hold.
@@ -434,7 +440,8 @@ impl Transaction {
                     Ok(ran) => Ok(ran),
                 }
             } else {
-                timeout(CANCEL_GRACE, stop(&*canceller, &mut working)).await.map_err(too_long).flatten()
+                closing.cancel();
+                timeout(CANCEL_GRACE, stop(&*canceller, &mut working, &closing)).await.map_err(too_long).flatten()
             };
             let lost = |lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) });
             return (stopped.unwrap_or_else(lost), Some(interruption));
@@ -575,16 +582,17 @@ async fn resolved(session: &Session, transaction: &ClusterXid, backend: i32) -> 
 
 /// What a caller is told of an error, which may be of our own making: a cancelled statement is one that was interrupted.
 fn told(error: Error, interruption: Option<&Interruption>, deadline: Deadline) -> Error {
-    match (&error, interruption) {
-        (Error::Database(cancelled), Some(interruption)) if cancelled.sqlstate == QUERY_CANCELED => {
-            match interruption {
-                Interruption::Deadline => deadline.exceeded(),
-                Interruption::CallerLeft => Error::CallerLeft,
-                Interruption::Cancelled => Error::Cancelled,
-                Interruption::SessionEnded => error,
-            }
-        }
-        _ => error,
+    let interrupted = match &error {
+        Error::Database(cancelled) => cancelled.sqlstate == QUERY_CANCELED,
+        // A stream that nobody was to take any more.
+        Error::CallerLeft => true,
+        _ => false,
+    };
+    match interruption.filter(|_| interrupted) {
+        Some(Interruption::Deadline) => deadline.exceeded(),
+        Some(Interruption::CallerLeft) => Error::CallerLeft,
+        Some(Interruption::Cancelled) => Error::Cancelled,
+        Some(Interruption::SessionEnded) | None => error,
     }
 }
 
@@ -597,9 +605,13 @@ fn was_stopped(error: &Error) -> bool {
 const QUERY_CANCELED: &str = "57014";
 
 /// Cancels a running statement until it ends, and waits for all answers: only then can no cancel hit a later statement.
-async fn stop<T>(canceller: &dyn Canceller, running: &mut (impl Future<Output = T> + Unpin)) -> Result<T, Lost> {
+async fn stop<T>(
+    canceller: &dyn Canceller,
+    running: &mut (impl Future<Output = T> + Unpin),
+    closing: &CancellationToken,
+) -> Result<T, Lost> {
     loop {
-        match stop_if_asked(canceller, running).await {
+        match stop_if_asked(canceller, running, closing).await {
             Ok(ran) => return Ok(ran),
             Err(NotCancelled::Lost(lost)) => return Err(lost),
             Err(NotCancelled::Unsent(_)) => {
@@ -615,6 +627,7 @@ async fn stop<T>(canceller: &dyn Canceller, running: &mut (impl Future<Output = 
 async fn stop_if_asked<T>(
     canceller: &dyn Canceller,
     running: &mut (impl Future<Output = T> + Unpin),
+    closing: &CancellationToken,
 ) -> Result<T, NotCancelled> {
     let mut ran = None;
     let mut asked = false;
@@ -631,7 +644,10 @@ async fn stop_if_asked<T>(
             (Ok(()) | Err(NotCancelled::Unsent(_)), Some(ran)) => return Ok(ran),
             (Err(NotCancelled::Unsent(_)), None) if asked => {}
             (Err(error), _) => return Err(error),
-            (Ok(()), None) => asked = true,
+            (Ok(()), None) => {
+                asked = true;
+                closing.cancel();
+            }
         }
         ran = timeout(CANCEL_AGAIN, &mut *running).await.ok();
         if let Some(ran) = ran {

@@ -2,6 +2,7 @@
 //!
 //! Knows neither wire format. Invariant: `Debug` shows a value's kind and size, never the value.
 
+use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
@@ -25,13 +26,61 @@ pub enum Value {
     List(List),
 }
 
-/// A one-dimensional array.
+/// A value that is not kept: as it is read, and to be written.
 #[derive(Clone, PartialEq)]
+pub enum ValueRef<'a> {
+    /// NULL of any type.
+    Null,
+    /// bool.
+    Bool(bool),
+    /// int2, int4, int8, oid.
+    Int(i64),
+    /// float4, float8.
+    Double(f64),
+    /// Everything without a kind of its own.
+    Text(Cow<'a, str>),
+    /// bytea.
+    Bytes(&'a [u8]),
+    /// An array.
+    List(List),
+}
+
+impl ValueRef<'_> {
+    /// As [`Value::encoded_len`].
+    pub fn encoded_len(&self) -> usize {
+        match self {
+            Self::Null | Self::Bool(_) => Value::FRAMING + 1,
+            Self::Int(_) => Value::FRAMING + 10,
+            Self::Double(_) => Value::FRAMING + 8,
+            Self::Text(text) => Value::FRAMING + text.len(),
+            Self::Bytes(bytes) => Value::FRAMING + bytes.len(),
+            Self::List(list) => Value::FRAMING + list.encoded_len(),
+        }
+    }
+}
+
+impl From<ValueRef<'_>> for Value {
+    fn from(value: ValueRef<'_>) -> Self {
+        match value {
+            ValueRef::Null => Self::Null,
+            ValueRef::Bool(value) => Self::Bool(value),
+            ValueRef::Int(value) => Self::Int(value),
+            ValueRef::Double(value) => Self::Double(value),
+            ValueRef::Text(text) => Self::Text(text.into_owned()),
+            ValueRef::Bytes(bytes) => Self::Bytes(Bytes::copy_from_slice(bytes)),
+            ValueRef::List(list) => Self::List(list),
+        }
+    }
+}
+
+/// An array, or one of its rows.
+#[derive(Debug, Clone, PartialEq)]
 pub struct List {
-    /// The elements in order.
+    /// The elements in order; in an array of more dimensions, its rows.
     pub values: Vec<Value>,
-    /// The subscript of the first element; PostgreSQL's default is 1.
-    pub lower_bound: i32,
+    /// The subscript of the first element in each dimension, the outermost first, in the outermost list alone; empty
+    /// where all are 1, PostgreSQL's default.
+    pub lower_bounds: Vec<i32>,
 }
 
 impl Value {
@@ -48,19 +97,32 @@ impl Value {
         }
     }
 
+    /// Tags and lengths around one value: never more than this in protobuf for values below 256 MiB.
+    const FRAMING: usize = 12;
+
     /// How many bytes the value takes in an answer, framing included and rounded up.
     pub fn encoded_len(&self) -> usize {
-        /// Tags and lengths around one value: never more than this in protobuf for values below 256 MiB.
-        const FRAMING: usize = 12;
-        FRAMING
+        Self::FRAMING
             + match self {
                 Self::Null | Self::Bool(_) => 1,
                 Self::Int(_) => 10,
                 Self::Double(_) => 8,
                 Self::Text(text) => text.len(),
                 Self::Bytes(bytes) => bytes.len(),
-                Self::List(list) => list.values.iter().map(Self::encoded_len).sum(),
+                Self::List(list) => list.encoded_len(),
             }
+    }
+}
+
+impl List {
+    fn encoded_len(&self) -> usize {
+        self.values.iter().map(Value::encoded_len).sum::<usize>() + 10 * self.lower_bounds.len()
+    }
+}
+
+impl fmt::Debug for ValueRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "[{} B]", self.encoded_len())
     }
 }
 

@@ -9,20 +9,26 @@ use std::time::Duration;
 use prost::Message;
 use ring::digest;
 
-use super::pb;
+use super::{pb, row};
 use crate::broker::attach::Event;
+use crate::broker::bulk;
 use crate::broker::commit::{Resolution, TransactionId, UnknownReason};
 use crate::broker::connect::{
     ChannelBinding, ConnectOverrides, Keepalives, LoadBalanceHosts, SslMode, TargetSessionAttrs,
 };
 use crate::broker::engine::{Blocker, IsolationLevel, PoolStatistics};
 use crate::broker::error::{EndReason, Error, PgError};
+use crate::broker::notification::{Listen, ListenEvent, Notification};
 use crate::broker::run::{Answer, IdempotencyKey, Ran, Run};
+use crate::broker::session::streaming::{StreamCall, Streamed};
 use crate::broker::session::{
     BackendInfo, Committed, Description, ExecuteCall, Executed, Numbered, SessionState, TransactionChoice,
     TransactionState,
 };
-use crate::broker::statement::{BATCH_MAX, Column, Expectation, Parameter, ResultSet, Statement};
+use crate::broker::statement::{
+    BATCH_MAX, Column, Expectation, Parameter, ResultFormat, ResultSet, Rows, Statement, WireFormat,
+};
+use crate::broker::stream::Part;
 use crate::broker::token::SessionToken;
 use crate::broker::value::{List, Value};
 use crate::broker::{BeginSession, Fingerprint, Repeatable, Verdict};
@@ -223,6 +229,7 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
         sql,
         parameters,
         commit,
+        result_format,
         max_rows,
         timeout,
         class,
@@ -231,6 +238,7 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
     } = request;
     Ok(ExecuteCall {
         statements: [Statement::new(sql, self::parameters("", parameters)?)?].into(),
+        format: self::result_format(result_format)?,
         commit,
         transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
@@ -239,6 +247,45 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
         timeout: self::timeout(timeout)?,
         grpc_deadline,
     })
+}
+
+pub(super) fn stream_call(
+    request: pb::ExecuteStreamRequest,
+    grpc_deadline: Option<Instant>,
+) -> Result<StreamCall, Error> {
+    let pb::ExecuteStreamRequest {
+        session_token: _,
+        sql,
+        parameters,
+        commit,
+        result_format,
+        max_rows,
+        timeout,
+        class,
+        transaction_options,
+    } = request;
+    Ok(StreamCall {
+        statement: Statement::new(sql, self::parameters("", parameters)?)?,
+        format: match self::result_format(result_format)? {
+            ResultFormat::Values => ResultFormat::Written(row::write),
+            format => format,
+        },
+        commit,
+        transaction: transaction_options.map(transaction_choice).transpose()?,
+        class: self::class(class),
+        rows_max: (max_rows > 0).then_some(max_rows),
+        timeout: self::timeout(timeout)?,
+        grpc_deadline,
+    })
+}
+
+fn result_format(format: i32) -> Result<ResultFormat, Error> {
+    use pb::ResultFormat as Pb;
+    match Pb::try_from(format) {
+        Ok(Pb::Unspecified | Pb::Values) => Ok(ResultFormat::Values),
+        Ok(Pb::Packed) => Ok(ResultFormat::Packed),
+        Err(_) => Err(Error::invalid("result_format", format!("{format} is none of its values"))),
+    }
 }
 
 fn class(name: String) -> Option<String> {
@@ -296,6 +343,7 @@ pub(super) fn batch_call(
     let (statements, runs) = runs(statements)?;
     let call = ExecuteCall {
         statements,
+        format: ResultFormat::Values,
         commit,
         transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
@@ -483,11 +531,6 @@ fn list(field: &str, list: pb::ListValue, depth: usize) -> Result<List, Error> {
     if depth == LIST_DEPTH_MAX {
         return Err(Error::invalid(field, format!("nests lists deeper than {LIST_DEPTH_MAX}")));
     }
-    let lower_bound = match lower_bounds.as_slice() {
-        [] => 1,
-        [bound] => *bound,
-        _ => return Err(Error::invalid(field, "has lower_bounds for more than one dimension")),
-    };
     let values = values.into_iter().enumerate().map(|(index, each)| {
         // The name is made only when it is needed: lists can be long.
         value("", each, depth + 1).map_err(|error| match error {
@@ -497,7 +540,7 @@ fn list(field: &str, list: pb::ListValue, depth: usize) -> Result<List, Error> {
             error => error,
         })
     });
-    Ok(List { values: values.collect::<Result<_, _>>()?, lower_bound })
+    Ok(List { values: values.collect::<Result<_, _>>()?, lower_bounds })
 }
 
 pub(super) fn session_state(state: SessionState) -> pb::SessionState {
@@ -576,10 +619,47 @@ pub(super) fn executed(executed: Executed) -> pb::ExecuteResponse {
     let Executed { results, verdict, state } = executed;
     // One statement brings one result.
     let result = results.into_iter().next().unwrap_or_default();
+    let packed_rows = result.rows.packed.clone();
     let pb::StatementResult { columns, rows, row_count, command_tag, notices } = statement_result(result);
     let commit = verdict.map(|verdict| self::verdict(verdict, None));
     let state = Some(session_state(state));
-    pb::ExecuteResponse { columns, rows, row_count, command_tag, notices, commit, state }
+    pb::ExecuteResponse { columns, rows, packed_rows, row_count, command_tag, notices, commit, state }
+}
+
+pub(super) fn streamed(streamed: Streamed) -> pb::ExecuteStreamResponse {
+    use pb::execute_stream_response::Part as Pb;
+    let part = match streamed {
+        Streamed::Part(Part::Columns(columns)) => {
+            Pb::Header(pb::ResultHeader { columns: columns.into_iter().map(column).collect() })
+        }
+        Streamed::Part(Part::Rows(rows, notices)) => {
+            let Rows { values, written, packed, count } = rows;
+            Pb::Chunk(pb::ResultChunk {
+                rows: values.into_iter().map(to_row).chain(written.into_iter().map(pb::Row::written)).collect(),
+                packed_rows: packed,
+                // A chunk has some hundred kibibytes.
+                row_count: u32::try_from(count).unwrap_or(u32::MAX),
+                notices: notices.into_iter().map(pg_error).collect(),
+            })
+        }
+        // That is a COPY's.
+        Streamed::Part(Part::Data(_)) => Pb::Chunk(pb::ResultChunk::default()),
+        Streamed::End(Executed { results, verdict, state }) => {
+            let ResultSet { row_count, command_tag, notices, .. } = results.into_iter().next().unwrap_or_default();
+            Pb::Trailer(pb::ResultTrailer {
+                row_count,
+                command_tag,
+                notices: notices.into_iter().map(pg_error).collect(),
+                commit: verdict.map(|verdict| self::verdict(verdict, None)),
+                state: Some(session_state(state)),
+            })
+        }
+    };
+    pb::ExecuteStreamResponse { part: Some(part) }
+}
+
+fn to_row(values: Vec<Value>) -> pb::Row {
+    values.into_iter().map(to_value).collect::<Vec<_>>().into()
 }
 
 pub(super) fn batch_executed(executed: Executed) -> pb::ExecuteBatchResponse {
@@ -595,7 +675,7 @@ fn statement_result(result: ResultSet) -> pb::StatementResult {
     let ResultSet { columns, rows, row_count, command_tag, notices, bytes: _ } = result;
     pb::StatementResult {
         columns: columns.into_iter().map(column).collect(),
-        rows: rows.into_iter().map(|values| pb::Row { values: values.into_iter().map(to_value).collect() }).collect(),
+        rows: rows.values.into_iter().map(to_row).collect(),
         row_count,
         command_tag,
         notices: notices.into_iter().map(pg_error).collect(),
@@ -603,7 +683,7 @@ fn statement_result(result: ResultSet) -> pb::StatementResult {
 }
 
 fn column(column: Column) -> pb::Column {
-    let Column { name, type_oid, type_name, type_modifier, table_oid, column_number } = column;
+    let Column { name, type_oid, type_name, type_modifier, table_oid, column_number, wire_format } = column;
     pb::Column {
         name,
         type_oid,
@@ -611,10 +691,16 @@ fn column(column: Column) -> pb::Column {
         type_modifier,
         table_oid: table_oid.unwrap_or(0),
         column_number: column_number.unwrap_or(0).into(),
+        wire_format: match wire_format {
+            None => pb::WireFormat::Unspecified,
+            Some(WireFormat::Text) => pb::WireFormat::Text,
+            Some(WireFormat::Binary) => pb::WireFormat::Binary,
+        }
+        .into(),
     }
 }
 
-fn to_value(value: Value) -> pb::Value {
+pub(super) fn to_value(value: Value) -> pb::Value {
     use pb::value::Kind;
     let kind = match value {
         Value::Null => Kind::NullValue(0),
@@ -623,10 +709,9 @@ fn to_value(value: Value) -> pb::Value {
         Value::Double(value) => Kind::DoubleValue(value),
         Value::Text(value) => Kind::StringValue(value),
         Value::Bytes(value) => Kind::BytesValue(value),
-        Value::List(List { values, lower_bound }) => Kind::ListValue(pb::ListValue {
-            values: values.into_iter().map(to_value).collect(),
-            lower_bounds: if lower_bound == 1 { Vec::new() } else { vec![lower_bound] },
-        }),
+        Value::List(List { values, lower_bounds }) => {
+            Kind::ListValue(pb::ListValue { values: values.into_iter().map(to_value).collect(), lower_bounds })
+        }
     };
     pb::Value { kind: Some(kind) }
 }
@@ -734,5 +819,128 @@ pub(super) fn description(description: Description) -> pb::GetSessionResponse {
         state,
         end_reason: reason.into(),
         labels: labels.into_iter().collect(),
+    }
+}
+
+pub(super) fn listen(request: pb::ListenRequest) -> Listen {
+    let pb::ListenRequest { engine, profile, channels } = request;
+    Listen { engine, profile, channels }
+}
+
+pub(super) fn listen_event(event: ListenEvent) -> pb::ListenResponse {
+    use pb::listen_response::Event as Pb;
+    let event = match event {
+        ListenEvent::Listening => Pb::Listening(pb::Listening {}),
+        ListenEvent::Notification(notification) => {
+            let Notification { channel, payload, backend_pid } = Arc::unwrap_or_clone(notification);
+            Pb::Notification(pb::Notification { channel, payload, backend_pid })
+        }
+        ListenEvent::Missed => Pb::Missed(pb::Missed {}),
+    };
+    pb::ListenResponse { event: Some(event) }
+}
+
+/// Whose transaction a COPY is to be a part of.
+pub(super) enum Whose {
+    Session(SessionToken),
+    Alone(Box<BeginSession>),
+}
+
+pub(super) fn copy_in(
+    target: pb::CopyInTarget,
+    grpc_deadline: Option<Instant>,
+) -> Result<(Whose, bulk::Copy<bulk::Table>), Error> {
+    let pb::CopyInTarget { context, table, columns, options } = target;
+    let what = bulk::Table::new(&table, columns)?;
+    copy(context, what, options, grpc_deadline)
+}
+
+pub(super) fn copy_out(
+    request: pb::CopyOutRequest,
+    grpc_deadline: Option<Instant>,
+) -> Result<(Whose, bulk::Copy<bulk::Source>), Error> {
+    use pb::copy_out_request::Source;
+    let pb::CopyOutRequest { context, source, columns, options } = request;
+    let what = match source {
+        None => return Err(Error::invalid("source", "is absent: give a table or a query")),
+        Some(Source::Query(_)) if !columns.is_empty() => {
+            return Err(Error::invalid("columns", "are a table's: the query names its own"));
+        }
+        Some(Source::Query(query)) => bulk::Source::query(query)?,
+        Some(Source::Table(table)) => bulk::Source::Table(bulk::Table::new(&table, columns)?),
+    };
+    copy(context, what, options, grpc_deadline)
+}
+
+fn copy<T>(
+    context: Option<pb::CopyContext>,
+    what: T,
+    options: Option<pb::CopyOptions>,
+    grpc_deadline: Option<Instant>,
+) -> Result<(Whose, bulk::Copy<T>), Error> {
+    let pb::CopyContext { session_token, engine, profile, options: session_options, commit, timeout, class } =
+        context.unwrap_or_default();
+    let whose = if session_token.is_empty() {
+        Whose::Alone(Box::new(session(engine, profile, session_options, None)?))
+    } else if engine.is_empty() && profile.is_empty() && session_options.is_none() {
+        Whose::Session(self::session_token(&session_token)?)
+    } else {
+        let problem = "goes without engine, profile and options: the session has its own";
+        return Err(Error::invalid("context.session_token", problem));
+    };
+    let copy = bulk::Copy {
+        what,
+        options: copy_options(options.unwrap_or_default())?,
+        commit,
+        class: self::class(class),
+        timeout: self::timeout(timeout)?,
+        grpc_deadline,
+    };
+    Ok((whose, copy))
+}
+
+fn copy_options(options: pb::CopyOptions) -> Result<bulk::CopyOptions, Error> {
+    use pb::CopyFormat as Pb;
+    let pb::CopyOptions { format, header, delimiter, null, quote, escape } = options;
+    let format = match Pb::try_from(format) {
+        Ok(Pb::Unspecified | Pb::Text) => bulk::CopyFormat::Text,
+        Ok(Pb::Csv) => bulk::CopyFormat::Csv,
+        Ok(Pb::Binary) => bulk::CopyFormat::Binary,
+        Err(_) => return Err(Error::invalid("options.format", format!("{format} is none of its values"))),
+    };
+    let texts = [("delimiter", &delimiter), ("null", &null), ("quote", &quote), ("escape", &escape)];
+    for (name, text) in texts {
+        if text.as_ref().is_some_and(|text| text.contains('\0')) {
+            return Err(Error::invalid(format!("options.{name}"), "holds a NUL character"));
+        }
+    }
+    Ok(bulk::CopyOptions { format, header, delimiter, null, quote, escape })
+}
+
+pub(super) fn copied_in(done: Executed, has_session: bool) -> pb::CopyInResponse {
+    let pb::CopyOutTrailer { row_count, byte_count, commit, state, notices } = copied(done, has_session);
+    pb::CopyInResponse { row_count, byte_count, commit, state, notices }
+}
+
+pub(super) fn copying_out(streamed: Streamed, has_session: bool) -> pb::CopyOutResponse {
+    use pb::copy_out_response::Part as Pb;
+    let part = match streamed {
+        Streamed::Part(Part::Data(data)) => Pb::Data(data),
+        // Those are a statement's.
+        Streamed::Part(Part::Columns(_) | Part::Rows(..)) => Pb::Data(bytes::Bytes::new()),
+        Streamed::End(done) => Pb::Trailer(copied(done, has_session)),
+    };
+    pb::CopyOutResponse { part: Some(part) }
+}
+
+fn copied(done: Executed, has_session: bool) -> pb::CopyOutTrailer {
+    let Executed { results, verdict, state } = done;
+    let ResultSet { row_count, bytes, notices, .. } = results.into_iter().next().unwrap_or_default();
+    pb::CopyOutTrailer {
+        row_count,
+        byte_count: u64::try_from(bytes).unwrap_or(u64::MAX),
+        commit: verdict.map(|verdict| self::verdict(verdict, None)),
+        state: has_session.then(|| session_state(state)),
+        notices: notices.into_iter().map(pg_error).collect(),
     }
 }

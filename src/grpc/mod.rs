@@ -11,14 +11,19 @@
 )]
 pub mod pb {
     tonic::include_proto!("sessionbroker.v1");
+
+    pub use super::row::Row;
 }
 
 /// `proto/` compiled, for reflection.
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
 pub mod auth;
+pub mod bulk;
 pub(crate) mod codec;
 mod convert;
+pub mod notifications;
+pub mod row;
 pub mod service;
 mod status;
 pub mod transport;

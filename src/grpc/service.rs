@@ -20,6 +20,7 @@ use crate::broker::engine::{SavepointAction, SavepointName};
 use crate::broker::error::{Error, Failure};
 use crate::broker::run::RunFailure;
 use crate::broker::session::Session;
+use crate::broker::session::streaming::Streaming;
 use crate::broker::{Broker, Granted};
 
 /// Serves the broker's sessions.
@@ -46,6 +47,7 @@ impl Sessions {
 #[tonic::async_trait]
 impl SessionService for Sessions {
     type AttachStream = BoxStream<'static, Result<pb::AttachResponse, Status>>;
+    type ExecuteStreamStream = BoxStream<'static, Result<pb::ExecuteStreamResponse, Status>>;
 
     async fn begin_session(
         &self,
@@ -73,6 +75,22 @@ impl SessionService for Sessions {
         let call = checked(&session, convert::execute_call(request.into_inner(), deadline))?;
         let executed = session.execute(call).await.map_err(status::from_failure)?;
         Ok(Response::new(convert::executed(executed)))
+    }
+
+    async fn execute_stream(
+        &self,
+        request: Request<pb::ExecuteStreamRequest>,
+    ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
+        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let deadline = grpc_deadline(request.metadata());
+        let call = checked(&session, convert::stream_call(request.into_inner(), deadline))?;
+        let streaming = session.execute_stream(call).await.map_err(status::from_failure)?;
+        // The transport drops the stream when its caller is gone.
+        let parts = stream::unfold(streaming, async |mut streaming: Streaming| {
+            let part = streaming.next().await?;
+            Some((part.map(convert::streamed).map_err(status::from_failure), streaming))
+        });
+        Ok(Response::new(parts.boxed()))
     }
 
     async fn execute_batch(
@@ -232,7 +250,7 @@ fn checked<T>(session: &Session, read: Result<T, Error>) -> Result<T, Status> {
 
 /// When to stop for a caller that stops waiting, by the `grpc-timeout` header: up to eight digits and a unit. A little
 /// earlier, so that the caller hears from us what was stopped and why, and not from its own clock.
-fn grpc_deadline(metadata: &MetadataMap) -> Option<Instant> {
+pub(super) fn grpc_deadline(metadata: &MetadataMap) -> Option<Instant> {
     const MARGIN_MAX: Duration = Duration::from_millis(500);
 
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;

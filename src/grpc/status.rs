@@ -47,6 +47,7 @@ fn lookup(error: &Error) -> Row {
         Error::Exhausted(Exhausted::PoolWait(_)) => row(Code::ResourceExhausted, "POOL_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::PoolQueue(_)) => row(Code::ResourceExhausted, "POOL_QUEUE_FULL", Scope::Call),
         Error::Exhausted(Exhausted::SubPools(_)) => row(Code::ResourceExhausted, "SUB_POOLS_EXHAUSTED", Scope::Call),
+        Error::Exhausted(Exhausted::Listeners(_)) => row(Code::ResourceExhausted, "LISTENERS_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::ResultRows(_) | Exhausted::ResultBytes(_)) => {
             row(Code::ResourceExhausted, "RESULT_TOO_LARGE", Scope::Nothing)
         }
@@ -220,6 +221,7 @@ fn error_detail(error: &Error) -> Option<Any> {
                 Exhausted::PoolWait(_) => "engines.pool_size",
                 Exhausted::PoolQueue(_) => "engines.pool_waiters_max",
                 Exhausted::SubPools(_) => "engines.sub_pools_max",
+                Exhausted::Listeners(_) => "engines.listeners",
                 Exhausted::ResultRows(_) => "profiles.result_rows_max",
                 Exhausted::ResultBytes(_) => "profiles.result_bytes_max",
             };
@@ -297,6 +299,7 @@ mod tests {
             Error::Exhausted(Exhausted::PoolWait(RETRY_DELAY)),
             Error::Exhausted(Exhausted::PoolQueue(1)),
             Error::Exhausted(Exhausted::SubPools(1)),
+            Error::Exhausted(Exhausted::Listeners(1)),
             Error::Exhausted(Exhausted::ResultRows(1)),
             Error::Exhausted(Exhausted::ResultBytes(1)),
             Error::Unreachable { engine: String::new(), cause: String::new() },
@@ -330,6 +333,7 @@ mod tests {
                 | Exhausted::PoolWait(_)
                 | Exhausted::PoolQueue(_)
                 | Exhausted::SubPools(_)
+                | Exhausted::Listeners(_)
                 | Exhausted::ResultRows(_)
                 | Exhausted::ResultBytes(_),
             )

@@ -14,6 +14,10 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::DESCRIPTORS;
+use super::bulk::Bulk;
+use super::notifications::Notifications;
+use super::pb::bulk_service_server::BulkServiceServer;
+use super::pb::notification_service_server::NotificationServiceServer;
 use super::pb::session_service_server::{SERVICE_NAME, SessionServiceServer};
 use super::pb::transaction_service_server::TransactionServiceServer;
 use super::service::{Sessions, Transactions};
@@ -61,9 +65,14 @@ pub async fn serve(
     let sessions = SessionServiceServer::new(Sessions::new(broker.clone(), endpoint))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
-    let transactions = TransactionServiceServer::new(Transactions::new(broker))
+    let bulk = BulkServiceServer::new(Bulk::new(broker.clone()))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
+    let transactions = TransactionServiceServer::new(Transactions::new(broker.clone()))
+        .max_decoding_message_size(REQUEST_BYTES_MAX)
+        .max_encoding_message_size(usize::MAX);
+    // Names of channels fit the default, and so does PostgreSQL's longest payload.
+    let notifications = NotificationServiceServer::new(Notifications::new(broker));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -77,6 +86,8 @@ pub async fn serve(
         .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))
         .add_service(sessions)
         .add_service(transactions)
+        .add_service(bulk)
+        .add_service(notifications)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     (readiness, serving)
 }

@@ -72,6 +72,6 @@ pub(super) fn quoted_identifier(name: &str) -> String {
 }
 
 /// A text as SQL writes it, whatever standard_conforming_strings says.
-fn quoted_literal(text: &str) -> String {
+pub(super) fn quoted_literal(text: &str) -> String {
     format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
 }

@@ -3,10 +3,13 @@
 //! Invariants: every driver future is driven to its end, or the connection is discarded; the connection counts as ready
 //! only when the wire says that PostgreSQL has answered everything; only a reset by proof gives it back to the pool.
 
+mod copy;
 mod pipeline;
 
+use pipeline::Output;
 pub(super) use pipeline::PIPELINE_MAX;
 
+use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -16,6 +19,7 @@ use deadpool::managed::Object;
 use futures_util::join;
 use lru::LruCache;
 use tokio::time::timeout;
+use tokio_postgres::types::Type;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow, Statement as Prepared};
 use tracing::debug;
 
@@ -24,7 +28,7 @@ use super::cancel::BackendCanceller;
 use super::error::pg_error;
 use super::opener::Backend;
 use super::pool::{CheckedOut, Pool, ResetMode};
-use super::value;
+use super::value::{self, DatabaseType, Delimiters, NamedType};
 use crate::broker::commit::Cluster;
 use crate::broker::engine::{
     Canceller, CommitVerdict, Connection, IsolationLevel, Lost, SavepointAction, SavepointName, StatementError,
@@ -89,13 +93,13 @@ impl PooledConnection {
     /// prepared already and a transaction that has begun.
     async fn prepare(
         &self,
-        begin: Option<&TransactionOptions>,
+        mut begin: Option<&TransactionOptions>,
         statement: &Statement,
         cached: Option<Prepared>,
     ) -> Result<Prepared, StatementError> {
         let is_new = cached.is_none();
         // The types of a statement that is prepared already are part of what it is kept by.
-        let types = if is_new { parameter_types(statement).map_err(StatementError::Refused)? } else { Vec::new() };
+        let types = if is_new { self.parameter_types(&mut begin, statement).await? } else { Vec::new() };
         let prepare = async {
             match cached {
                 Some(prepared) => Ok(prepared),
@@ -109,12 +113,35 @@ impl PooledConnection {
             },
             Some(options) => self.begin(options, prepare).await?,
         };
-        // The driver looks unknown types up with statements of its own.
-        self.backend().wire.forget_tags();
         if is_new {
+            self.learn_delimiters(&prepared).await?;
             self.cache(statement, &prepared);
         }
+        // The driver looks unknown types up with statements of its own.
+        self.backend().wire.forget_tags();
         Ok(prepared)
+    }
+
+    /// Asks PostgreSQL for what it puts between the elements of arrays, where that is not known.
+    async fn learn_delimiters(&self, prepared: &Prepared) -> Result<(), StatementError> {
+        let mut delimiters = self.delimiters();
+        let columns = prepared.columns().iter().map(tokio_postgres::Column::type_);
+        for type_ in columns.chain(prepared.params()) {
+            let Some(oid) = delimiters.lacks(type_) else { continue };
+            let question = format!("SELECT typdelim FROM pg_catalog.pg_type WHERE oid OPERATOR(pg_catalog.=) {oid}");
+            let answers = match self.backend().client.simple_query(&question).await {
+                Ok(answers) => answers,
+                Err(error) => return Err(self.failure(&error).await),
+            };
+            let delimiter = first_row(&answers).and_then(|row| row.get(0)?.chars().next());
+            Arc::make_mut(&mut delimiters).note(oid, delimiter.unwrap_or(','));
+            *self.backend().delimiters.lock().unwrap_or_else(PoisonError::into_inner) = delimiters.clone();
+        }
+        Ok(())
+    }
+
+    fn delimiters(&self) -> Arc<Delimiters> {
+        self.backend().delimiters.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Begins the transaction and has PostgreSQL do something harmless in the same round trip.
@@ -140,6 +167,52 @@ impl PooledConnection {
                 None => StatementError::Lost(Lost(error.to_string())),
             }),
         }
+    }
+
+    /// The types that a statement's caller names for its parameters, up to the last that is named. Those that PostgreSQL
+    /// has to be asked for are those of the transaction, which is begun then.
+    async fn parameter_types(
+        &self,
+        begin: &mut Option<&TransactionOptions>,
+        statement: &Statement,
+    ) -> Result<Vec<Type>, StatementError> {
+        let parameters = statement.parameters();
+        let named = parameters.iter().rposition(|parameter| parameter.type_name.is_some()).map_or(0, |last| last + 1);
+        let mut types = Vec::with_capacity(named);
+        for (index, parameter) in parameters.iter().take(named).enumerate() {
+            let wrong = |problem| StatementError::Refused(Error::invalid(format!("parameters[{index}].type"), problem));
+            types.push(match &parameter.type_name {
+                None => Type::UNKNOWN,
+                Some(name) => match value::named_type(name).map_err(wrong)? {
+                    NamedType::BuiltIn(type_) => type_,
+                    NamedType::Database(type_) => {
+                        let found = self.look_up(begin.take(), &type_).await?;
+                        found.ok_or_else(|| wrong(format!("{name:?} is no type of this database")))?
+                    }
+                },
+            });
+        }
+        Ok(types)
+    }
+
+    /// Asks PostgreSQL for a type.
+    async fn look_up(
+        &self,
+        begin: Option<&TransactionOptions>,
+        type_: &DatabaseType,
+    ) -> Result<Option<Type>, StatementError> {
+        let client = &self.backend().client;
+        let question = type_.question();
+        let answers = match begin {
+            Some(options) => self.begin(options, client.simple_query(&question)).await?,
+            None => match client.simple_query(&question).await {
+                Ok(answers) => answers,
+                Err(error) => return Err(self.failure(&error).await),
+            },
+        };
+        let oid = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()).filter(|oid| *oid != 0);
+        // The driver learns its kind when the statement is prepared.
+        Ok(oid.map(|oid| Type::new(String::new(), oid, tokio_postgres::types::Kind::Simple, String::new())))
     }
 
     fn cached(&self, statement: &Statement) -> Option<Prepared> {
@@ -262,7 +335,16 @@ impl Connection for PooledConnection {
                 .await
                 .map(|()| Vec::new())
                 .map_err(|error| Stopped { index: 0, error }),
-            Work::Statements(statements) => self.run_or_prepare_afresh(begin, statements, limits).await,
+            Work::Statements(statements, format) => {
+                let output = Output { format: *format, sink: None };
+                self.run_or_prepare_afresh(begin, statements, output, limits).await
+            }
+            Work::CopyIn(what, supply) => self.copy_in(begin, &what.0, &what.1, supply).await,
+            Work::CopyOut(what, sink) => self.copy_out(begin, &what.0, &what.1, sink).await,
+            Work::Stream(what, sink) => {
+                let output = Output { format: what.1, sink: Some(sink) };
+                self.run_or_prepare_afresh(begin, slice::from_ref(&what.0), output, limits).await
+            }
         };
         if done.is_err() {
             self.soiled.store(true, Ordering::Relaxed);
@@ -352,16 +434,4 @@ pub(super) type StatementKey = (Arc<str>, Vec<Option<String>>);
 fn cache_key(statement: &Statement) -> StatementKey {
     let types = statement.parameters().iter().map(|parameter| parameter.type_name.clone());
     (statement.shared_sql(), types.collect())
-}
-
-fn parameter_types(statement: &Statement) -> Result<Vec<tokio_postgres::types::Type>, Error> {
-    let parameters = statement.parameters();
-    let named = parameters.iter().rposition(|parameter| parameter.type_name.is_some()).map_or(0, |last| last + 1);
-    let types = parameters.iter().take(named).enumerate().map(|(index, parameter)| match &parameter.type_name {
-        None => Ok(tokio_postgres::types::Type::UNKNOWN),
-        Some(name) => {
-            value::named_type(name).map_err(|problem| Error::invalid(format!("parameters[{index}].type"), problem))
-        }
-    });
-    types.collect()
 }

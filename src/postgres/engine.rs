@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::begin::quoted_identifier;
 use super::blockers::Blockers;
 use super::connection::PooledConnection;
+use super::listener::Listeners;
 use super::opener::{OpenError, TOO_MANY_CONNECTIONS};
 use super::options::{self, ConnectOptions};
 use super::outcome;
@@ -21,8 +22,9 @@ use super::pool::Pool;
 pub use super::pool::{PoolOptions, ResetMode};
 use crate::broker::commit::{ClusterXid, Resolution};
 use crate::broker::connect::ConnectOverrides;
-use crate::broker::engine::{Blocker, CheckoutError, Connection, Engine, EngineInfo, IdempotencyTable};
+use crate::broker::engine::{Blocker, CheckoutError, Connection, Engine, EngineInfo, IdempotencyTable, Notifications};
 use crate::broker::error::Error;
+use crate::broker::notification::ChannelName;
 use crate::broker::principal::Principal;
 use crate::broker::statement::{Expectation, Statement};
 
@@ -70,6 +72,7 @@ pub struct PostgresEngine {
     name: String,
     pool: Arc<Pool>,
     blockers: Arc<Blockers>,
+    listeners: Listeners,
     overridable: BTreeSet<String>,
     idempotency: Option<IdempotencyTable>,
     server_version: Mutex<String>,
@@ -99,10 +102,12 @@ impl PostgresEngine {
             }
         });
         let maintenance = AbortOnDropHandle::new(maintenance);
+        let listeners = Listeners::new(name.clone(), pool.clone());
         Self {
             name,
             pool,
             blockers,
+            listeners,
             overridable,
             idempotency,
             server_version: Mutex::default(),
@@ -174,6 +179,10 @@ impl Engine for PostgresEngine {
 
     async fn blockers(&self, host: &str, backend_pid: i32) -> Result<Vec<Blocker>, CheckoutError> {
         Ok(self.blockers.of(&self.pool, host, backend_pid).await?)
+    }
+
+    async fn listen(&self, channels: BTreeSet<ChannelName>) -> Result<Box<dyn Notifications>, CheckoutError> {
+        self.listeners.listen(channels).await
     }
 
     async fn probe(&self) -> Result<(), CheckoutError> {

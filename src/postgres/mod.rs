@@ -2,6 +2,7 @@
 //!
 //! The only place that says tokio_postgres or deadpool; it knows no tonic and no prost.
 
+mod array_literal;
 mod text_form;
 mod value;
 
@@ -15,6 +16,7 @@ mod begin;
 mod blockers;
 mod cancel;
 mod connection;
+mod listener;
 mod opener;
 mod outcome;
 mod pool;

@@ -18,7 +18,7 @@ use tokio::net::lookup_host;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_postgres::tls::MakeTlsConnect;
-use tokio_postgres::{AsyncMessage, NoTls, Statement as Prepared, config as driver};
+use tokio_postgres::{AsyncMessage, NoTls, Notification, Statement as Prepared, config as driver};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::begin::Nets;
@@ -27,6 +27,7 @@ use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
 use super::pool::PoolOptions;
+use super::value::Delimiters;
 use super::wire::{Watched, WatchedTls, Wire};
 use super::{outcome, tls};
 use crate::broker::commit::Cluster;
@@ -43,7 +44,12 @@ pub(super) struct Opener {
     pre_ping_after: Duration,
     statement_cache_size: NonZeroUsize,
     census: Arc<Census>,
+    /// Who hears what is notified to its connections. Nobody where they listen to nothing, as in the pool.
+    notified: Option<Notified>,
 }
+
+/// Is told what NOTIFY sent, by the connection's own task, which it must not hold up.
+pub(super) type Notified = Arc<dyn Fn(&Notification) + Send + Sync>;
 
 /// Counts connections, and bounds how many there are.
 #[derive(Debug)]
@@ -85,6 +91,8 @@ pub(super) struct Backend {
     pub(super) cluster: Option<Cluster>,
     /// The statements prepared on it, by their text and the types given for their parameters.
     pub(super) statements: Mutex<LruCache<StatementKey, Prepared>>,
+    /// What is known of its types.
+    pub(super) delimiters: Mutex<Arc<Delimiters>>,
     standing: Standing,
     /// When it is too old.
     expires: Instant,
@@ -161,7 +169,13 @@ impl Opener {
             // None at all is the connection's business: it keeps none.
             statement_cache_size: NonZeroUsize::new(pool.statement_cache_size).unwrap_or(NonZeroUsize::MIN),
             census,
+            notified: None,
         }
+    }
+
+    /// The same, whose connections tell what is notified to them.
+    pub(super) fn telling(self, notified: Notified) -> Self {
+        Self { notified: Some(notified), ..self }
     }
 
     /// Opens a connection, within the options' budget.
@@ -297,7 +311,7 @@ impl Opener {
             Standing { in_recovery: is_on("in_hot_standby"), read_only: is_on("default_transaction_read_only") };
         let server_version = connection.parameter("server_version").unwrap_or_default().to_owned();
         let pid = wire.backend_pid().ok_or_else(|| OpenError::Failed("the server named no process id".into()))?;
-        let driver = tokio::spawn(drive(connection, wire.clone()));
+        let driver = tokio::spawn(drive(connection, wire.clone(), self.notified.clone()));
         let client = ClientWrapper::new(client, driver);
         self.census.opened.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
@@ -311,6 +325,7 @@ impl Opener {
             nets: self.options.nets(),
             server_version,
             statements: Mutex::new(LruCache::new(self.statement_cache_size)),
+            delimiters: Mutex::default(),
             standing,
             // Jittered, so that connections opened together do not all have to be opened again together.
             expires: now + self.recycle.mul_f64(0.4) + jittered(self.recycle.mul_f64(0.8)),
@@ -372,8 +387,8 @@ impl From<OpenError> for CheckoutError {
     }
 }
 
-/// Moves a connection's messages until it ends, and notes its notices and its end.
-async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, wire: Arc<Wire>)
+/// Moves a connection's messages until it ends, notes its notices and its end, and tells its notifications.
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, wire: Arc<Wire>, notified: Option<Notified>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
     T: AsyncRead + AsyncWrite + Unpin,
@@ -381,7 +396,12 @@ where
     loop {
         match poll_fn(|cx| connection.poll_message(cx)).await {
             Some(Ok(AsyncMessage::Notice(notice))) => wire.notice(pg_error(&notice)),
-            // Notifications have no listener; the enum may grow.
+            Some(Ok(AsyncMessage::Notification(notification))) => {
+                if let Some(notified) = &notified {
+                    notified(&notification);
+                }
+            }
+            // The enum may grow.
             Some(Ok(_)) => {}
             Some(Err(error)) => {
                 return wire.lose(error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string));

@@ -132,7 +132,8 @@ impl ConnectOptions {
         if let Some(password) = password {
             config.password(password);
         }
-        let mut options = String::new();
+        // As text is printed here too; what is set below comes later, and goes over them.
+        let mut options = String::from(" -c DateStyle=ISO -c IntervalStyle=postgres -c bytea_output=hex");
         for (name, value) in &self.settings {
             write!(options, " -c {name}=").expect("a String takes everything");
             for c in value.chars() {

@@ -15,7 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::debug;
 
-use super::opener::{Backend, CANNOT_CONNECT_NOW, Census, OpenError, Opener, TOO_MANY_CONNECTIONS};
+use super::opener::{Backend, CANNOT_CONNECT_NOW, Census, Notified, OpenError, Opener, TOO_MANY_CONNECTIONS};
 use super::options::ConnectOptions;
 use crate::broker::connect::ConnectOverrides;
 use crate::broker::engine::{CheckoutError, PoolStatistics};
@@ -107,8 +107,8 @@ impl ResetMode {
 const ATTEMPTS_MAX: u32 = 5;
 
 /// The first pause after a failed login, and the longest; each is doubled, and taken at random up to its length.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+pub(super) const PAUSE_MIN: Duration = Duration::from_millis(50);
+pub(super) const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// An engine's connections.
 pub(super) struct Pool {
@@ -396,6 +396,11 @@ impl Pool {
     /// Opens a connection to the server at `host` that is none of the pool's.
     pub(super) async fn open_apart(&self, host: &str) -> Result<Backend, OpenError> {
         self.opener_apart().open_found(host).await
+    }
+
+    /// Opens a connection that is none of the pool's and tells what is notified to it.
+    pub(super) async fn open_listening(&self, notified: Notified) -> Result<Backend, OpenError> {
+        self.opener_apart().telling(notified).open().await
     }
 
     fn opener_apart(&self) -> Opener {

@@ -55,8 +55,10 @@ pub(super) fn date(bytes: &[u8]) -> Result<String, Malformed> {
         i32::MAX => Ok("infinity".to_owned()),
         i32::MIN => Ok("-infinity".to_owned()),
         days if DATE_DAYS.contains(&days) => {
-            let (day, era) = calendar(i64::from(days));
-            Ok(format!("{day}{era}"))
+            let mut text = String::with_capacity(MOMENT_BYTES);
+            let era = calendar(&mut text, i64::from(days));
+            text.push_str(era);
+            Ok(text)
         }
         _ => Err(Malformed),
     }
@@ -72,7 +74,9 @@ pub(super) fn time(bytes: &[u8]) -> Result<String, Malformed> {
     if !TIME_MICROS.contains(&micros) {
         return Err(Malformed);
     }
-    Ok(clock(micros.unsigned_abs()))
+    let mut text = String::with_capacity(MOMENT_BYTES);
+    clock(&mut text, micros.unsigned_abs());
+    Ok(text)
 }
 
 /// Text of a `timetz`, in the zone the value carries.
@@ -144,7 +148,9 @@ pub(super) fn interval(bytes: &[u8]) -> Result<String, Malformed> {
             (false, true) => "+",
             (false, false) => "",
         };
-        parts.push(format!("{sign}{}", clock(micros.unsigned_abs())));
+        let mut time = sign.to_owned();
+        clock(&mut time, micros.unsigned_abs());
+        parts.push(time);
     }
     Ok(parts.join(" "))
 }
@@ -238,19 +244,26 @@ fn moment(bytes: &[u8], zone: &str) -> Result<String, Malformed> {
         i64::MAX => Ok("infinity".to_owned()),
         i64::MIN => Ok("-infinity".to_owned()),
         micros if TIMESTAMP_MICROS.contains(&micros) => {
-            let (day, era) = calendar(micros.div_euclid(DAY_MICROS));
-            let clock = clock(micros.rem_euclid(DAY_MICROS).unsigned_abs());
-            Ok(format!("{day} {clock}{zone}{era}"))
+            let mut text = String::with_capacity(MOMENT_BYTES);
+            let era = calendar(&mut text, micros.div_euclid(DAY_MICROS));
+            text.push(' ');
+            clock(&mut text, micros.rem_euclid(DAY_MICROS).unsigned_abs());
+            text.push_str(zone);
+            text.push_str(era);
+            Ok(text)
         }
         _ => Err(Malformed),
     }
 }
 
-/// The Gregorian day so many days after 2000-01-01, and the suffix of its era.
+/// Room for the longest timestamp. Results have many of them: they are put together digit by digit.
+const MOMENT_BYTES: usize = 40;
+
+/// Prints the Gregorian day so many days after 2000-01-01, and returns the suffix of its era.
 ///
 /// Years begin in March here, so that the leap day is the last of its year and every 400 years,
 /// from 0000-03-01, are the same 146,097 days.
-fn calendar(days: i64) -> (String, &'static str) {
+fn calendar(text: &mut String, days: i64) -> &'static str {
     let days = days + 730_425;
     let (cycle, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
@@ -263,19 +276,41 @@ fn calendar(days: i64) -> (String, &'static str) {
     let year = cycle * 400 + year + next_year;
     // There is no year zero: it is 1 BC.
     let (year, era) = if year > 0 { (year, "") } else { (1 - year, " BC") };
-    (format!("{year:04}-{month:02}-{day:02}"), era)
+    digits(text, year.unsigned_abs(), 4);
+    text.push('-');
+    digits(text, month.unsigned_abs(), 2);
+    text.push('-');
+    digits(text, day.unsigned_abs(), 2);
+    era
 }
 
-/// Hours, minutes and seconds, with only the fraction that is not zero.
-fn clock(micros: u64) -> String {
+/// Prints a number with at least so many digits.
+fn digits(text: &mut String, number: u64, width: u32) {
+    let mut place = 10_u64.pow(width - 1);
+    while number / place >= 10 {
+        place *= 10;
+    }
+    while place > 0 {
+        // A digit is below ten.
+        text.push(char::from(b'0' + u8::try_from(number / place % 10).unwrap_or(0)));
+        place /= 10;
+    }
+}
+
+/// Prints hours, minutes and seconds, with only the fraction that is not zero.
+fn clock(text: &mut String, micros: u64) {
     let (seconds, fraction) = (micros / 1_000_000, micros % 1_000_000);
     let (minutes, hours) = (seconds / 60 % 60, seconds / 3_600);
-    let whole = format!("{hours:02}:{minutes:02}:{:02}", seconds % 60);
-    if fraction == 0 {
-        return whole;
+    digits(text, hours, 2);
+    text.push(':');
+    digits(text, minutes, 2);
+    text.push(':');
+    digits(text, seconds % 60, 2);
+    if fraction > 0 {
+        text.push('.');
+        digits(text, fraction, 6);
+        text.truncate(text.trim_end_matches('0').len());
     }
-    let exact = format!("{whole}.{fraction:06}");
-    exact.trim_end_matches('0').to_owned()
 }
 
 /// A zone's offset, as short as it is exact. It is sent west of UTC and printed east of it.

@@ -1,16 +1,21 @@
 //! Values on the way to and from PostgreSQL.
 //!
-//! Results come in PostgreSQL's binary form and are decoded here. Parameters go out as text, which every type reads and
-//! no type misreads; bytea alone goes as it is. Invariant: a value that cannot be carried without loss is refused with
-//! its place in the request, before anything is sent.
+//! Results of the types that are read here come in PostgreSQL's binary form, all others as the text that PostgreSQL
+//! prints. Parameters go out as text, which every type reads and no type misreads; bytea alone goes as it is. Invariant: a
+//! value that cannot be carried without loss is refused with its place in the request, before anything is sent.
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::types::{Format, FromSql, IsNull, Kind, ToSql, Type, to_sql_checked};
 
+use super::array_literal::{self, DIMENSIONS_MAX};
+use super::begin::quoted_literal;
 use super::text_form::{self, Malformed};
 use crate::broker::error::Error;
-use crate::broker::statement::Parameter;
-use crate::broker::value::{List, Value};
+use crate::broker::statement::{Parameter, WireFormat};
+use crate::broker::value::{List, Value, ValueRef};
 
 type BoxError = Box<dyn std::error::Error + Sync + Send>;
 
@@ -65,23 +70,23 @@ impl Carried {
         })
     }
 
-    fn decode(self, bytes: &[u8]) -> Result<Value, Malformed> {
+    fn decode(self, bytes: &[u8]) -> Result<ValueRef<'_>, Malformed> {
         Ok(match self {
-            Self::Bool => Value::Bool(u8::from_be_bytes(fixed(bytes)?) != 0),
-            Self::Int2 => Value::Int(i16::from_be_bytes(fixed(bytes)?).into()),
-            Self::Int4 => Value::Int(i32::from_be_bytes(fixed(bytes)?).into()),
-            Self::Int8 => Value::Int(i64::from_be_bytes(fixed(bytes)?)),
-            Self::Oid => Value::Int(u32::from_be_bytes(fixed(bytes)?).into()),
-            Self::Float4 => Value::Double(f32::from_be_bytes(fixed(bytes)?).into()),
-            Self::Float8 => Value::Double(f64::from_be_bytes(fixed(bytes)?)),
-            Self::Numeric => Value::Text(text_form::numeric(bytes)?),
-            Self::Bytea => Value::Bytes(Bytes::copy_from_slice(bytes)),
-            Self::Text => Value::Text(utf8(bytes)?),
+            Self::Bool => ValueRef::Bool(u8::from_be_bytes(fixed(bytes)?) != 0),
+            Self::Int2 => ValueRef::Int(i16::from_be_bytes(fixed(bytes)?).into()),
+            Self::Int4 => ValueRef::Int(i32::from_be_bytes(fixed(bytes)?).into()),
+            Self::Int8 => ValueRef::Int(i64::from_be_bytes(fixed(bytes)?)),
+            Self::Oid => ValueRef::Int(u32::from_be_bytes(fixed(bytes)?).into()),
+            Self::Float4 => ValueRef::Double(f32::from_be_bytes(fixed(bytes)?).into()),
+            Self::Float8 => ValueRef::Double(f64::from_be_bytes(fixed(bytes)?)),
+            Self::Numeric => ValueRef::Text(text_form::numeric(bytes)?.into()),
+            Self::Bytea => ValueRef::Bytes(bytes),
+            Self::Text => ValueRef::Text(utf8(bytes)?.into()),
             Self::Jsonb => match bytes.split_first() {
-                Some((1, text)) => Value::Text(utf8(text)?),
+                Some((1, text)) => ValueRef::Text(utf8(text)?.into()),
                 _ => return Err(Malformed),
             },
-            Self::Printed(print) => Value::Text(print(bytes)?),
+            Self::Printed(print) => ValueRef::Text(print(bytes)?.into()),
         })
     }
 
@@ -119,58 +124,95 @@ impl Carried {
     }
 }
 
-/// The type a caller names: "uuid", "int4[]".
-///
-/// # Errors
-/// What is wrong with the name.
-pub(super) fn named_type(name: &str) -> Result<Type, String> {
-    const KNOWN: [(&str, Type, Type); 21] = [
-        ("bool", Type::BOOL, Type::BOOL_ARRAY),
-        ("int2", Type::INT2, Type::INT2_ARRAY),
-        ("int4", Type::INT4, Type::INT4_ARRAY),
-        ("int8", Type::INT8, Type::INT8_ARRAY),
-        ("oid", Type::OID, Type::OID_ARRAY),
-        ("float4", Type::FLOAT4, Type::FLOAT4_ARRAY),
-        ("float8", Type::FLOAT8, Type::FLOAT8_ARRAY),
-        ("numeric", Type::NUMERIC, Type::NUMERIC_ARRAY),
-        ("text", Type::TEXT, Type::TEXT_ARRAY),
-        ("varchar", Type::VARCHAR, Type::VARCHAR_ARRAY),
-        ("bpchar", Type::BPCHAR, Type::BPCHAR_ARRAY),
-        ("name", Type::NAME, Type::NAME_ARRAY),
-        ("bytea", Type::BYTEA, Type::BYTEA_ARRAY),
-        ("uuid", Type::UUID, Type::UUID_ARRAY),
-        ("json", Type::JSON, Type::JSON_ARRAY),
-        ("jsonb", Type::JSONB, Type::JSONB_ARRAY),
-        ("date", Type::DATE, Type::DATE_ARRAY),
-        ("time", Type::TIME, Type::TIME_ARRAY),
-        ("timestamp", Type::TIMESTAMP, Type::TIMESTAMP_ARRAY),
-        ("timestamptz", Type::TIMESTAMPTZ, Type::TIMESTAMPTZ_ARRAY),
-        ("interval", Type::INTERVAL, Type::INTERVAL_ARRAY),
-    ];
-    let (element, array) = match name.strip_suffix("[]") {
-        Some(element) => (element, true),
-        None => (name, false),
-    };
-    match KNOWN.into_iter().find(|(known, ..)| *known == element) {
-        Some((_, _, type_)) if array => Ok(type_),
-        Some((_, type_, _)) => Ok(type_),
-        None => {
-            let known: Vec<_> = KNOWN.iter().map(|(known, ..)| *known).collect();
-            Err(format!(
-                "{name:?} is none of {}, nor one of them followed by []: write a cast into the statement instead, \
-                 such as $1::inet",
-                known.join(", ")
-            ))
-        }
+/// A type as a caller names it.
+#[derive(Debug)]
+pub(super) enum NamedType {
+    /// PostgreSQL's own.
+    BuiltIn(Type),
+    /// One that the database has, or not.
+    Database(DatabaseType),
+}
+
+/// A type that PostgreSQL has to be asked for: in its schema, or the first on the search path.
+#[derive(Debug)]
+pub(super) struct DatabaseType {
+    schema: Option<String>,
+    name: String,
+    array: bool,
+}
+
+impl DatabaseType {
+    /// What PostgreSQL is asked: it answers with its oid, or 0, or nothing.
+    pub(super) fn question(&self) -> String {
+        let Self { schema, name, array } = self;
+        let oid = if *array { "typarray" } else { "oid" };
+        let place = match schema {
+            Some(schema) => format!("nspname OPERATOR(pg_catalog.=) {}", quoted_literal(schema)),
+            None => "pg_catalog.pg_type_is_visible(type.oid)".to_owned(),
+        };
+        format!(
+            "SELECT type.{oid} FROM pg_catalog.pg_type AS type \
+             JOIN pg_catalog.pg_namespace AS schema ON schema.oid OPERATOR(pg_catalog.=) typnamespace \
+             WHERE typname OPERATOR(pg_catalog.=) {} AND {place}",
+            quoted_literal(name)
+        )
     }
 }
 
-/// Whether results of the type can be returned.
-pub(super) fn can_return(type_: &Type) -> bool {
-    match type_.kind() {
-        Kind::Array(element) => Carried::of(element).is_some(),
-        _ => Carried::of(type_).is_some(),
+/// The type a caller names: "uuid", "int4[]", "my_schema.mood".
+///
+/// # Errors
+/// What is wrong with the name.
+pub(super) fn named_type(text: &str) -> Result<NamedType, String> {
+    /// SQL's own names for PostgreSQL's types.
+    const SQL: [(&str, &str); 14] = [
+        ("smallint", "int2"),
+        ("int", "int4"),
+        ("integer", "int4"),
+        ("bigint", "int8"),
+        ("real", "float4"),
+        ("double precision", "float8"),
+        ("decimal", "numeric"),
+        ("boolean", "bool"),
+        ("character varying", "varchar"),
+        ("character", "bpchar"),
+        ("time without time zone", "time"),
+        ("time with time zone", "timetz"),
+        ("timestamp without time zone", "timestamp"),
+        ("timestamp with time zone", "timestamptz"),
+    ];
+    static BUILT_IN: LazyLock<HashMap<String, Type>> = LazyLock::new(|| {
+        /// Past the last oid that PostgreSQL gives by hand.
+        const OIDS: std::ops::Range<u32> = 1..10_000;
+        OIDS.filter_map(Type::from_oid).map(|type_| (type_.name().to_owned(), type_)).collect()
+    });
+
+    let (name, array) = text.strip_suffix("[]").map_or((text, false), |element| (element, true));
+    let is_name = |name: &str| (1..=63).contains(&name.len()) && !name.contains(['(', ')', '[', ']', '"', '\0']);
+    let built_in = SQL.iter().find(|(sql, _)| *sql == name).map_or(name, |(_, name)| *name);
+    let key = if array { format!("_{built_in}") } else { built_in.to_owned() };
+    if let Some(type_) = BUILT_IN.get(&key) {
+        return Ok(NamedType::BuiltIn(type_.clone()));
     }
+    let (schema, name) = name.split_once('.').map_or((None, name), |(schema, name)| (Some(schema), name));
+    if !is_name(name) || !schema.is_none_or(is_name) {
+        return Err(format!(
+            "{text:?} is no type's name: give it as PostgreSQL has it in pg_type, such as \"numeric\", \"int4[]\" or \
+             \"my_schema.my_type\", without modifiers and quotes"
+        ));
+    }
+    Ok(NamedType::Database(DatabaseType { schema: schema.map(str::to_owned), name: name.to_owned(), array }))
+}
+
+/// The format in which PostgreSQL is asked for results of the type: binary where that is read here, and otherwise its own
+/// text.
+pub(super) fn format(type_: &Type) -> WireFormat {
+    let read = match element(type_) {
+        Some(element) => Carried::of(element),
+        None if is_vector(type_) => None,
+        None => Carried::of(type_),
+    };
+    if read.is_some() { WireFormat::Binary } else { WireFormat::Text }
 }
 
 /// Why a result's value is not returned.
@@ -182,29 +224,103 @@ pub(super) enum Refusal {
     Unreadable(String),
 }
 
-/// Reads a result's value from PostgreSQL's binary form, and takes its size in the answer off `bytes_left`. Text can be
-/// thousands of times longer than its binary form, so the size is looked at element by element.
+/// Reads a result's value, and takes its size in the answer off `bytes_left`. Text can be thousands of times longer than
+/// its binary form, so the size is looked at element by element.
 ///
 /// # Errors
 /// [`Refusal`].
-pub(super) fn decode(type_: &Type, bytes: Option<&[u8]>, bytes_left: &mut usize) -> Result<Value, Refusal> {
-    let Some(bytes) = bytes else { return spend(Value::Null, bytes_left) };
+pub(super) fn decode<'a>(
+    type_: &Type,
+    format: WireFormat,
+    delimiters: &Delimiters,
+    bytes: Option<&'a [u8]>,
+    bytes_left: &mut usize,
+) -> Result<ValueRef<'a>, Refusal> {
+    let Some(bytes) = bytes else { return spend(ValueRef::Null, bytes_left) };
     // No type's text is shorter than half of its binary form.
     if bytes.len() / 2 > *bytes_left {
         return Err(Refusal::TooLarge);
     }
-    match type_.kind() {
-        Kind::Array(element) => decode_array(element, bytes, bytes_left),
-        _ => decode_scalar(type_, bytes, bytes_left),
+    match (format, element(type_)) {
+        (WireFormat::Binary, Some(element)) => decode_array(element, bytes, bytes_left).map(ValueRef::List),
+        (WireFormat::Binary, None) => decode_scalar(type_, bytes, bytes_left),
+        (WireFormat::Text, Some(element)) => {
+            read_array(element, delimiters.of(element), bytes, bytes_left).map(ValueRef::List)
+        }
+        (WireFormat::Text, None) => {
+            let text = utf8(bytes).map_err(|malformed| unreadable(type_, malformed))?;
+            spend(ValueRef::Text(text.into()), bytes_left)
+        }
     }
 }
 
-fn spend(value: Value, bytes_left: &mut usize) -> Result<Value, Refusal> {
+/// What an array's elements are.
+fn element(type_: &Type) -> Option<&Type> {
+    match type_.kind() {
+        Kind::Array(_) if is_vector(type_) => None,
+        Kind::Array(element) => Some(element),
+        // Not arrays by their kind.
+        _ if *type_ == Type::RECORD_ARRAY => Some(&Type::RECORD),
+        _ if *type_ == Type::CSTRING_ARRAY => Some(&Type::CSTRING),
+        _ => None,
+    }
+}
+
+/// Arrays to the catalog, and words to everybody else.
+fn is_vector(type_: &Type) -> bool {
+    matches!(*type_, Type::INT2_VECTOR | Type::OID_VECTOR)
+}
+
+/// Reads an array of what has no binary form that is read here.
+fn read_array(element: &Type, delimiter: char, bytes: &[u8], bytes_left: &mut usize) -> Result<List, Refusal> {
+    let text = std::str::from_utf8(bytes).map_err(|_| unreadable(element, Malformed))?;
+    array_literal::parse(text, delimiter, |text| {
+        let value = text.map_or(ValueRef::Null, |text| ValueRef::Text(text.into()));
+        spend(value, bytes_left).map(Value::from)
+    })
+}
+
+/// What stands between the elements of arrays' literals: a comma, but for a few types.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Delimiters(HashMap<u32, char>);
+
+impl Delimiters {
+    /// The type of a result or a parameter whose arrays' delimiter is not known: one that an extension has brought.
+    pub(super) fn lacks(&self, type_: &Type) -> Option<u32> {
+        /// The first oid that PostgreSQL does not give by hand.
+        const NOT_BUILT_IN: u32 = 16_384;
+        let element = base(element(base(type_))?);
+        let is_unknown = *element.kind() == Kind::Simple && element.oid() >= NOT_BUILT_IN;
+        (is_unknown && !self.0.contains_key(&element.oid())).then(|| element.oid())
+    }
+
+    /// Notes what PostgreSQL says.
+    pub(super) fn note(&mut self, oid: u32, delimiter: char) {
+        self.0.insert(oid, delimiter);
+    }
+
+    fn of(&self, element: &Type) -> char {
+        let element = base(element);
+        match self.0.get(&element.oid()) {
+            Some(delimiter) => *delimiter,
+            None if *element == Type::BOX => ';',
+            None => ',',
+        }
+    }
+}
+
+impl From<Malformed> for Refusal {
+    fn from(Malformed: Malformed) -> Self {
+        Self::Unreadable("an array is not in its text form".into())
+    }
+}
+
+fn spend<'a>(value: ValueRef<'a>, bytes_left: &mut usize) -> Result<ValueRef<'a>, Refusal> {
     *bytes_left = bytes_left.checked_sub(value.encoded_len()).ok_or(Refusal::TooLarge)?;
     Ok(value)
 }
 
-fn decode_scalar(type_: &Type, bytes: &[u8], bytes_left: &mut usize) -> Result<Value, Refusal> {
+fn decode_scalar<'a>(type_: &Type, bytes: &'a [u8], bytes_left: &mut usize) -> Result<ValueRef<'a>, Refusal> {
     let value = Carried::of(type_).ok_or(Malformed).and_then(|carried| carried.decode(bytes));
     spend(value.map_err(|malformed| unreadable(type_, malformed))?, bytes_left)
 }
@@ -213,38 +329,61 @@ fn unreadable(type_: &Type, Malformed: Malformed) -> Refusal {
     Refusal::Unreadable(format!("a value of type {} is not in its binary form, or not UTF-8", type_.name()))
 }
 
-fn decode_array(element: &Type, mut rest: &[u8], bytes_left: &mut usize) -> Result<Value, Refusal> {
+fn decode_array(element: &Type, mut rest: &[u8], bytes_left: &mut usize) -> Result<List, Refusal> {
     let malformed = |malformed| unreadable(element, malformed);
     let dimensions = i32::from_be_bytes(take(&mut rest).map_err(malformed)?);
     let _has_nulls: [u8; 4] = take(&mut rest).map_err(malformed)?;
     let _element_oid: [u8; 4] = take(&mut rest).map_err(malformed)?;
-    let (count, lower_bound) = match dimensions {
-        0 => (0, 1),
-        1 => {
-            let count = i32::from_be_bytes(take(&mut rest).map_err(malformed)?);
-            (count, i32::from_be_bytes(take(&mut rest).map_err(malformed)?))
-        }
-        _ => {
-            let problem = format!("an array has {dimensions} dimensions, not one: cast it to text in the statement");
-            return Err(Refusal::Unreadable(problem));
-        }
-    };
+    let dimensions = usize::try_from(dimensions).ok().filter(|dimensions| *dimensions <= DIMENSIONS_MAX);
+    let (mut lengths, mut lower_bounds) = (Vec::new(), Vec::new());
+    for _ in 0..dimensions.ok_or(Malformed).map_err(malformed)? {
+        let length = i32::from_be_bytes(take(&mut rest).map_err(malformed)?);
+        // An empty array has no dimensions.
+        let length = usize::try_from(length).ok().filter(|length| *length > 0);
+        lengths.push(length.ok_or(Malformed).map_err(malformed)?);
+        lower_bounds.push(i32::from_be_bytes(take(&mut rest).map_err(malformed)?));
+    }
+    if lower_bounds.iter().all(|bound| *bound == 1) {
+        lower_bounds.clear();
+    }
     // Each element has a length of four bytes, so a hostile count allocates no more than was sent.
-    let count = usize::try_from(count).ok().filter(|count| *count <= rest.len() / 4).ok_or(Malformed);
-    let count = count.map_err(malformed)?;
-    let mut values = Vec::with_capacity(count);
-    for _ in 0..count {
-        values.push(match i32::from_be_bytes(take(&mut rest).map_err(malformed)?) {
-            -1 => spend(Value::Null, bytes_left)?,
+    let count = lengths.iter().try_fold(1_usize, |count, length| count.checked_mul(*length));
+    if count.is_none_or(|count| !lengths.is_empty() && count > rest.len() / 4) {
+        return Err(malformed(Malformed));
+    }
+    let values = decode_dimension(element, &lengths, &mut rest, bytes_left)?;
+    if rest.is_empty() { Ok(List { values, lower_bounds }) } else { Err(malformed(Malformed)) }
+}
+
+/// The elements, or rows, of an array's outermost dimension.
+fn decode_dimension(
+    element: &Type,
+    lengths: &[usize],
+    rest: &mut &[u8],
+    bytes_left: &mut usize,
+) -> Result<Vec<Value>, Refusal> {
+    let malformed = |malformed| unreadable(element, malformed);
+    let Some((length, inner)) = lengths.split_first() else { return Ok(Vec::new()) };
+    let mut values = Vec::with_capacity(*length);
+    for _ in 0..*length {
+        if !inner.is_empty() {
+            // Its own size is spent like an empty list's.
+            spend(ValueRef::List(List { values: Vec::new(), lower_bounds: Vec::new() }), bytes_left)?;
+            let values_of_row = decode_dimension(element, inner, rest, bytes_left)?;
+            values.push(Value::List(List { values: values_of_row, lower_bounds: Vec::new() }));
+            continue;
+        }
+        values.push(match i32::from_be_bytes(take(rest).map_err(malformed)?) {
+            -1 => spend(ValueRef::Null, bytes_left)?.into(),
             length => {
                 let length = usize::try_from(length).unwrap_or(usize::MAX);
                 let (bytes, after) = rest.split_at_checked(length).ok_or(Malformed).map_err(malformed)?;
-                rest = after;
-                decode_scalar(element, bytes, bytes_left)?
+                *rest = after;
+                decode_scalar(element, bytes, bytes_left)?.into()
             }
         });
     }
-    if rest.is_empty() { Ok(Value::List(List { values, lower_bound })) } else { Err(malformed(Malformed)) }
+    Ok(values)
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Malformed> {
@@ -257,8 +396,8 @@ fn fixed<const N: usize>(bytes: &[u8]) -> Result<[u8; N], Malformed> {
     bytes.try_into().map_err(|_| Malformed)
 }
 
-fn utf8(bytes: &[u8]) -> Result<String, Malformed> {
-    std::str::from_utf8(bytes).map(str::to_owned).map_err(|_| Malformed)
+fn utf8(bytes: &[u8]) -> Result<&str, Malformed> {
+    std::str::from_utf8(bytes).map_err(|_| Malformed)
 }
 
 /// A column's value as it came.
@@ -308,8 +447,9 @@ impl ToSql for Encoded {
 
     fn encode_format(&self, _: &Type) -> Format {
         match self {
-            Self::Null | Self::Binary(_) => Format::Binary,
-            Self::Text(_) => Format::Text,
+            Self::Binary(_) => Format::Binary,
+            // Not every type has a binary form, be it for NULL.
+            Self::Null | Self::Text(_) => Format::Text,
         }
     }
 
@@ -320,71 +460,67 @@ impl ToSql for Encoded {
 ///
 /// # Errors
 /// [`Error::Invalid`] naming the first parameter that does not fit.
-pub(super) fn encode(parameters: &[Parameter], types: &[Type]) -> Result<Vec<Encoded>, Error> {
+pub(super) fn encode(parameters: &[Parameter], types: &[Type], delimiters: &Delimiters) -> Result<Vec<Encoded>, Error> {
     if parameters.len() != types.len() {
         let problem = format!("are {}, the statement takes {}", parameters.len(), types.len());
         return Err(Error::invalid("parameters", problem));
     }
     let each = parameters.iter().zip(types).enumerate();
     each.map(|(index, (parameter, type_))| {
-        encode_one(&parameter.value, type_)
+        encode_one(&parameter.value, type_, delimiters)
             .map_err(|problem| Error::invalid(format!("parameters[{index}].value"), problem))
     })
     .collect()
 }
 
-fn encode_one(value: &Value, type_: &Type) -> Result<Encoded, String> {
+fn encode_one(value: &Value, type_: &Type, delimiters: &Delimiters) -> Result<Encoded, String> {
+    let type_ = base(type_);
     match (value, type_.kind()) {
         (Value::Null, _) => Ok(Encoded::Null),
-        (Value::Bytes(bytes), _) if matches!(Carried::of(type_), Some(Carried::Bytea)) => {
-            Ok(Encoded::Binary(bytes.clone()))
+        (Value::Bytes(bytes), _) if *type_ == Type::BYTEA => Ok(Encoded::Binary(bytes.clone())),
+        (Value::List(list), Kind::Array(element)) => {
+            let element = base(element);
+            array_literal::print(list, delimiters.of(element), |value| print(value, element)).map(Encoded::Text)
         }
-        (Value::List(list), Kind::Array(element)) => print_array(list, element).map(Encoded::Text),
         (Value::List(_), _) => Err(format!("is a list_value: type {} is no array", type_.name())),
-        (value, _) => match Carried::of(type_) {
-            Some(carried) => carried.print(value).map(Encoded::Text),
-            // Every type reads its own text form.
-            None => match value {
-                Value::Text(_) => Carried::Text.print(value).map(Encoded::Text),
-                _ => Err(format!("is a {}: type {} takes a string_value", value.kind(), type_.name())),
-            },
-        },
+        (value, _) => print(value, type_).map(Encoded::Text),
     }
 }
 
-/// An array's literal: `[0:1]={"a",NULL}`, every element quoted.
-fn print_array(list: &List, element: &Type) -> Result<String, String> {
-    let Some(carried) = Carried::of(element) else {
-        return Err(format!("is a list_value: arrays of {} take their text form as a string_value", element.name()));
-    };
-    let mut text = String::from("{");
-    for (index, value) in list.values.iter().enumerate() {
-        if index > 0 {
-            text.push(',');
-        }
-        if *value == Value::Null {
-            text.push_str("NULL");
-            continue;
-        }
-        let printed = carried.print(value).map_err(|problem| format!("element {index} {problem}"))?;
-        text.push('"');
-        for c in printed.chars() {
-            if matches!(c, '"' | '\\') {
-                text.push('\\');
-            }
-            text.push(c);
-        }
-        text.push('"');
+/// What a domain is made of.
+fn base(mut type_: &Type) -> &Type {
+    while let Kind::Domain(base) = type_.kind() {
+        type_ = base;
     }
-    text.push('}');
-    if list.lower_bound == 1 || list.values.is_empty() {
-        return Ok(text);
+    type_
+}
+
+/// The text that the type reads for a value that is neither NULL nor a list.
+fn print(value: &Value, type_: &Type) -> Result<String, String> {
+    match (Carried::of(type_), value) {
+        (Some(carried), value) => carried.print(value),
+        // Every type reads its own text form.
+        (None, Value::Text(_)) => Carried::Text.print(value),
+        (None, Value::Int(value)) => match *type_ {
+            // money reads a number in its currency's units.
+            Type::MONEY => Ok(value.to_string()),
+            Type::XID8 => in_range(*value, 0, i64::MAX, "xid8"),
+            Type::XID
+            | Type::CID
+            | Type::REGCLASS
+            | Type::REGTYPE
+            | Type::REGPROC
+            | Type::REGPROCEDURE
+            | Type::REGOPER
+            | Type::REGOPERATOR
+            | Type::REGCONFIG
+            | Type::REGDICTIONARY
+            | Type::REGROLE
+            | Type::REGNAMESPACE => in_range(*value, 0, u32::MAX.into(), type_.name()),
+            _ => Err(format!("is an int_value: type {} takes a string_value", type_.name())),
+        },
+        (None, value) => Err(format!("is a {}: type {} takes a string_value", value.kind(), type_.name())),
     }
-    let last = i64::from(list.lower_bound) + i64::try_from(list.values.len()).unwrap_or(i64::MAX) - 1;
-    if last >= i32::MAX.into() {
-        return Err("has a lower bound that puts its last subscript out of range".into());
-    }
-    Ok(format!("[{}:{last}]={text}", list.lower_bound))
 }
 
 fn in_range(value: i64, min: i64, max: i64, type_name: &str) -> Result<String, String> {
@@ -438,7 +574,7 @@ mod tests {
     use super::*;
 
     fn text(value: &Value, type_: &Type) -> Result<String, String> {
-        encode_one(value, type_).map(|encoded| match encoded {
+        encode_one(value, type_, &Delimiters::default()).map(|encoded| match encoded {
             Encoded::Null => "NULL".into(),
             Encoded::Text(text) => text,
             Encoded::Binary(bytes) => hex(&bytes),
@@ -446,7 +582,7 @@ mod tests {
     }
 
     fn list(values: Vec<Value>, lower_bound: i32) -> Value {
-        Value::List(List { values, lower_bound })
+        Value::List(List { values, lower_bounds: vec![lower_bound] })
     }
 
     #[test]
@@ -466,6 +602,9 @@ mod tests {
             (list(vec![Value::Int(1), Value::Int(2)], -1), Type::INT4_ARRAY, r#"[-1:0]={"1","2"}"#),
             (list(vec![Value::Bytes(Bytes::from_static(b"\xff"))], 1), Type::BYTEA_ARRAY, r#"{"\\xff"}"#),
             (list(vec![], 5), Type::INT4_ARRAY, "{}"),
+            (Value::Int(7), Type::MONEY, "7"),
+            (Value::Int(7), Type::REGCLASS, "7"),
+            (list(vec![Value::Text("(1,1),(0,0)".into()), Value::Null], 1), Type::BOX_ARRAY, r#"{"(1,1),(0,0)";NULL}"#),
         ] {
             assert_eq!(text(&value, &type_).as_deref(), Ok(printed), "{value:?} as {type_}");
         }
@@ -490,6 +629,8 @@ mod tests {
             (list(vec![], 1), Type::INT4),
             (list(vec![Value::Int(1 << 40)], 1), Type::INT4_ARRAY),
             (list(vec![list(vec![], 1)], 1), Type::INT4_ARRAY),
+            (Value::Int(-1), Type::XID),
+            (Value::Int(1), Type::INET),
             (list(vec![Value::Int(1)], i32::MAX), Type::INT4_ARRAY),
         ] {
             assert!(text(&value, &type_).is_err(), "{value:?} as {type_}");
@@ -504,7 +645,8 @@ mod tests {
         let header = [1_i32, 0, 1700, 1000, 1].map(i32::to_be_bytes).concat();
         let array = [header, element.repeat(1000)].concat();
         let mut left = 300_000;
-        assert!(matches!(decode(&Type::NUMERIC_ARRAY, Some(&array), &mut left), Err(Refusal::TooLarge)));
+        let decoded = decode(&Type::NUMERIC_ARRAY, WireFormat::Binary, &Delimiters::default(), Some(&array), &mut left);
+        assert!(matches!(decoded, Err(Refusal::TooLarge)));
         assert!(left < 100_000, "what was built before the third is accounted for");
     }
 
@@ -515,7 +657,9 @@ mod tests {
                 Type::BOOL, Type::INT2, Type::INT8, Type::FLOAT4, Type::NUMERIC, Type::BYTEA, Type::TEXT, Type::JSONB,
                 Type::UUID, Type::INTERVAL, Type::INT4_ARRAY, Type::TEXT_ARRAY, Type::NUMERIC_ARRAY, Type::INET,
             ] {
-                let _ = decode(&type_, Some(&bytes), &mut 1000);
+                for format in [WireFormat::Binary, WireFormat::Text] {
+                    let _ = decode(&type_, format, &Delimiters::default(), Some(&bytes), &mut 1000);
+                }
             }
         }
     }

@@ -1,5 +1,7 @@
 //! Watches the messages on a connection, for what the driver does not tell: the transaction status of each
-//! ReadyForQuery, the full command tags, and whether PostgreSQL still owes an answer.
+//! ReadyForQuery, the full command tags, and whether PostgreSQL still owes an answer; and changes two of them, for what the
+//! driver does not do: a Bind asks for results in text where there is no reading their binary form, and a row that is too
+//! large never gets into memory.
 //!
 //! Knows message headers, never their meaning to the driver. Invariant: the watcher sees every byte before the driver
 //! does, so once the driver has answered, [`Wire`] knows at least as much.
@@ -7,9 +9,11 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf, BufMut, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
@@ -17,7 +21,7 @@ use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
 use super::connection::PIPELINE_MAX;
 use crate::broker::engine::{Lost, TransactionStatus};
 use crate::broker::error::PgError;
-use crate::broker::statement::NOTICES_MAX;
+use crate::broker::statement::{NOTICES_MAX, WireFormat};
 
 /// The most tags kept between two looks: a pipeline of statements brings one each.
 const TAGS_MAX: usize = 2 * PIPELINE_MAX;
@@ -26,8 +30,32 @@ const TAGS_MAX: usize = 2 * PIPELINE_MAX;
 #[derive(Debug)]
 pub(super) struct Wire {
     seen: Mutex<Seen>,
-    /// Notified when PostgreSQL is ready again and when the connection is lost. One task waits at a time.
+    /// Notified when PostgreSQL is ready again, when a request fails and when the connection is lost. One task waits at a
+    /// time.
     changed: Notify,
+    /// How many Binds to come are not to ask for all binary.
+    changed_binds: AtomicUsize,
+    /// Rows that are larger are taken out.
+    row_bytes_max: AtomicUsize,
+    rows_taken_out: AtomicBool,
+}
+
+/// How a Bind is changed.
+#[derive(Debug)]
+pub(super) enum Bind {
+    /// Not at all: it asks for binary results.
+    AsItIs,
+    /// It asks for its results in these formats.
+    Formats(Arc<[WireFormat]>),
+    /// The Sync behind its Execute does not go. PostgreSQL would pass over it while it takes the data of a COPY, but not
+    /// when the COPY fails at once: the driver, which sends another behind the data, could not tell the answers apart.
+    CopyIn,
+}
+
+impl Bind {
+    fn is_changed(&self) -> bool {
+        !matches!(self, Self::AsItIs)
+    }
 }
 
 #[derive(Debug)]
@@ -40,8 +68,12 @@ struct Seen {
     backend_pid: Option<i32>,
     /// Prepared statements the server has confirmed, less those it has closed.
     prepared: i64,
-    /// Requests that ended because somebody cancelled them.
+    /// Requests that failed.
+    failures: u32,
+    /// Those that ended because somebody cancelled them.
     cancelled: u32,
+    /// How Binds to come are changed.
+    binds: VecDeque<Bind>,
     lost: Option<Lost>,
 }
 
@@ -55,10 +87,18 @@ impl Wire {
             notices: Vec::new(),
             backend_pid: None,
             prepared: 0,
+            failures: 0,
             cancelled: 0,
+            binds: VecDeque::new(),
             lost: None,
         };
-        Arc::new(Self { seen: Mutex::new(seen), changed: Notify::new() })
+        Arc::new(Self {
+            seen: Mutex::new(seen),
+            changed: Notify::new(),
+            changed_binds: AtomicUsize::new(0),
+            row_bytes_max: AtomicUsize::new(usize::MAX),
+            rows_taken_out: AtomicBool::new(false),
+        })
     }
 
     /// Forgets the notices, so that the next ones are the next request's.
@@ -84,6 +124,11 @@ impl Wire {
     /// How many prepared statements the driver has on the server.
     pub(super) fn prepared(&self) -> i64 {
         self.lock().prepared
+    }
+
+    /// How many requests have failed.
+    pub(super) fn failures(&self) -> u32 {
+        self.lock().failures
     }
 
     /// How many requests have ended because somebody cancelled them.
@@ -116,6 +161,19 @@ impl Wire {
         }
     }
 
+    /// Waits until another request has failed, or the connection is lost.
+    pub(super) async fn failed_after(&self, failures: u32) {
+        loop {
+            {
+                let seen = self.lock();
+                if seen.failures != failures || seen.lost.is_some() {
+                    return;
+                }
+            }
+            self.changed.notified().await;
+        }
+    }
+
     /// Waits until the connection is lost.
     pub(super) async fn lost(&self) -> Lost {
         loop {
@@ -142,6 +200,46 @@ impl Wire {
         }
     }
 
+    /// Has the next Bind but those before changed. Said of each Bind of a statement of ours, right before the driver is
+    /// asked to send it.
+    pub(super) fn expect(&self, bind: Bind) {
+        if bind.is_changed() {
+            self.changed_binds.fetch_add(1, Ordering::SeqCst);
+        }
+        self.lock().binds.push_back(bind);
+    }
+
+    fn next_bind(&self) -> Bind {
+        let bind = self.lock().binds.pop_front().unwrap_or(Bind::AsItIs);
+        if bind.is_changed() {
+            self.changed_binds.fetch_sub(1, Ordering::SeqCst);
+        }
+        bind
+    }
+
+    fn changes_binds(&self) -> bool {
+        self.changed_binds.load(Ordering::SeqCst) > 0
+    }
+
+    /// Takes out rows that are larger than this, before the driver holds them in memory.
+    pub(super) fn take_out_rows(&self, row_bytes_max: usize) {
+        self.row_bytes_max.store(row_bytes_max, Ordering::SeqCst);
+        self.rows_taken_out.store(false, Ordering::SeqCst);
+    }
+
+    /// Whether a row was taken out since.
+    pub(super) fn has_taken_rows_out(&self) -> bool {
+        self.rows_taken_out.load(Ordering::SeqCst)
+    }
+
+    fn row_bytes_max(&self) -> usize {
+        self.row_bytes_max.load(Ordering::Relaxed)
+    }
+
+    fn row_taken_out(&self) {
+        self.rows_taken_out.store(true, Ordering::SeqCst);
+    }
+
     fn sent(&self, tag: u8) {
         // Query, Sync and FunctionCall each end with one ReadyForQuery.
         if matches!(tag, b'Q' | b'S' | b'F') {
@@ -155,7 +253,13 @@ impl Wire {
             (b'1', _) => self.lock().prepared += 1,
             (b'3', _) => self.lock().prepared -= 1,
             // The fields of an error begin with severity and SQLSTATE.
-            (b'E', body) if body.split(|&byte| byte == 0).any(|field| field == b"C57014") => self.lock().cancelled += 1,
+            (b'E', body) => {
+                let mut seen = self.lock();
+                seen.failures += 1;
+                seen.cancelled += u32::from(body.split(|&byte| byte == 0).any(|field| field == b"C57014"));
+                drop(seen);
+                self.changed.notify_one();
+            }
             (b'C', body) => {
                 let mut seen = self.lock();
                 if seen.tags.len() < TAGS_MAX {
@@ -188,41 +292,93 @@ impl Wire {
 pub(super) struct Watched<S> {
     stream: S,
     wire: Arc<Wire>,
-    read: Scanner,
-    written: Scanner,
+    incoming: Incoming,
+    /// What is to be passed on before anything else is read.
+    ready: BytesMut,
+    outgoing: Outgoing,
 }
 
 impl<S> Watched<S> {
     pub(super) fn new(stream: S, wire: Arc<Wire>) -> Self {
-        // The client's startup message is the only one without a tag.
-        Self { stream, wire, read: Scanner::new(Header::TAGGED), written: Scanner::new(Header::STARTUP) }
+        Self { stream, wire, incoming: Incoming::default(), ready: BytesMut::new(), outgoing: Outgoing::new() }
     }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Self { stream, wire, read, .. } = self.get_mut();
-        let before = buf.filled().len();
-        ready!(Pin::new(stream).poll_read(cx, buf))?;
-        let news = buf.filled().get(before..).unwrap_or_default();
-        read.feed(news, |tag, body| wire.received(tag, body));
+        let Self { stream, wire, incoming, ready, .. } = self.get_mut();
+        loop {
+            if !ready.is_empty() {
+                let now = ready.len().min(buf.remaining());
+                buf.put_slice(&ready.split_to(now));
+                return Poll::Ready(Ok(()));
+            }
+            if buf.remaining() == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            if incoming.held == 0 {
+                let before = buf.filled().len();
+                ready!(Pin::new(&mut *stream).poll_read(cx, buf))?;
+                let news = buf.filled_mut().get_mut(before..).unwrap_or_default();
+                let (came, passed) = (news.len(), incoming.pass(news, wire));
+                buf.set_filled(before + passed);
+                // To pass nothing on of what came would mean the end.
+                if passed > 0 || came == 0 {
+                    return Poll::Ready(Ok(()));
+                }
+            } else {
+                // What is held back may need more room than there is.
+                let mut room = [0; 64];
+                let mut news = ReadBuf::new(&mut room);
+                news.put_slice(incoming.held());
+                ready!(Pin::new(&mut *stream).poll_read(cx, &mut news))?;
+                let news = news.filled_mut();
+                if news.len() == incoming.held {
+                    // At the end of the stream it belongs to no whole message.
+                    return Poll::Ready(Ok(()));
+                }
+                let passed = incoming.pass(news, wire);
+                ready.extend_from_slice(&news[..passed]);
+            }
+        }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Watched<S> {
+    /// Writes what was changed on its way.
+    fn poll_changed(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let Self { stream, outgoing, .. } = self;
+        while !outgoing.changed.is_empty() {
+            let count = ready!(Pin::new(&mut *stream).poll_write(cx, &outgoing.changed))?;
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            outgoing.changed.advance(count);
+        }
         Poll::Ready(Ok(()))
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let Self { stream, wire, written, .. } = self.get_mut();
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_changed(cx))?;
+        let Self { stream, wire, outgoing, .. } = self.get_mut();
+        if outgoing.is_changing() || wire.changes_binds() {
+            outgoing.pass(buf, wire, Pass::Changed)?;
+            return Poll::Ready(Ok(buf.len()));
+        }
         let count = ready!(Pin::new(stream).poll_write(cx, buf))?;
-        written.feed(buf.get(..count).unwrap_or_default(), |tag, _| wire.sent(tag));
+        outgoing.pass(buf.get(..count).unwrap_or_default(), wire, Pass::AsItIs)?;
         Poll::Ready(Ok(count))
     }
 
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_changed(cx))?;
         Pin::new(&mut self.get_mut().stream).poll_flush(cx)
     }
 
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_changed(cx))?;
         Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
@@ -255,59 +411,254 @@ where
     }
 }
 
-/// Finds the messages in a stream that arrives in arbitrary pieces, keeping of each body only its beginning.
-struct Scanner {
-    header: Header,
-    /// The tag and beginning of the body being read, and how many of its bytes are still to come.
-    body: Option<(u8, Vec<u8>, usize)>,
-}
-
-/// A header being read: a tag, absent in a startup message, and a length that counts itself.
+/// A message's header: a tag, absent in a startup message, and a length that counts itself.
+#[derive(Default)]
 struct Header {
     bytes: [u8; 5],
     filled: usize,
 }
 
 impl Header {
-    const TAGGED: Self = Self { bytes: [0; 5], filled: 0 };
-    const STARTUP: Self = Self { bytes: [0; 5], filled: 1 };
+    /// Takes what it lacks from `bytes`, and says whether it is whole.
+    fn fill(&mut self, bytes: &mut &[u8]) -> bool {
+        let (now, rest) = bytes.split_at(bytes.len().min(self.bytes.len() - self.filled));
+        for &byte in now {
+            self.bytes[self.filled] = byte;
+            self.filled += 1;
+        }
+        *bytes = rest;
+        self.filled == self.bytes.len()
+    }
+
+    fn tag(&self) -> u8 {
+        self.bytes[0]
+    }
+
+    /// How long the body is. A length below its own four bytes is the driver's to refuse.
+    fn body(&self) -> usize {
+        let [_, length @ ..] = self.bytes;
+        (u32::from_be_bytes(length) as usize).saturating_sub(length.len())
+    }
 }
 
-impl Scanner {
+/// The messages that come, in a stream that arrives in arbitrary pieces. Of each body only the beginning is kept; rows
+/// that are too large are taken out.
+#[derive(Default)]
+struct Incoming {
+    header: Header,
+    /// How much of the body is still to come, once the header is whole.
+    left: Option<usize>,
+    /// The body's beginning, where it is of interest.
+    kept: Vec<u8>,
+    /// The message is taken out.
+    taken_out: bool,
+    /// How many bytes of the header are held back: it may be a row's, to be taken out.
+    held: usize,
+}
+
+impl Incoming {
     /// The longest tag PostgreSQL makes is 64 bytes.
     const KEPT_MAX: usize = 64;
 
-    fn new(header: Header) -> Self {
-        Self { header, body: None }
+    /// What is held back, to be looked at again with what comes next.
+    fn held(&self) -> &[u8] {
+        &self.header.bytes[..self.held]
     }
 
-    fn feed(&mut self, mut bytes: &[u8], mut message: impl FnMut(u8, &[u8])) {
-        loop {
-            if let Some((tag, kept, left)) = &mut self.body {
-                let (now, rest) = bytes.split_at(bytes.len().min(*left));
-                let keep = now.len().min(Self::KEPT_MAX - kept.len());
-                kept.extend(now.iter().take(keep));
-                *left -= now.len();
-                bytes = rest;
-                if *left > 0 {
-                    return;
-                }
-                message(*tag, kept);
-                self.body = None;
-                self.header = Header::TAGGED;
-            }
-            let Header { bytes: header, filled } = &mut self.header;
-            while *filled < header.len() {
-                let Some((&byte, rest)) = bytes.split_first() else { return };
-                header[*filled] = byte;
-                *filled += 1;
-                bytes = rest;
-            }
-            let [tag, length @ ..] = *header;
-            // A length below its own four bytes is the driver's to refuse.
-            let left = (u32::from_be_bytes(length) as usize).saturating_sub(length.len());
-            self.body = Some((tag, Vec::new(), left));
+    /// Looks at what has come, with what was held back before it, and moves what is to be passed on to its beginning.
+    /// Returns how much that is.
+    fn pass(&mut self, news: &mut [u8], wire: &Wire) -> usize {
+        if std::mem::take(&mut self.held) > 0 {
+            self.header.filled = 0;
         }
+        let (mut at, mut passed) = (0, 0);
+        loop {
+            let begin = at;
+            match self.left {
+                None => {
+                    let filled_before = self.header.filled;
+                    let mut rest = news.get(at..).unwrap_or_default();
+                    let is_whole = self.header.fill(&mut rest);
+                    at = news.len() - rest.len();
+                    if is_whole {
+                        self.left = Some(self.header.body());
+                        self.taken_out = self.header.tag() == b'D' && self.header.body() > wire.row_bytes_max();
+                        self.kept.clear();
+                    } else if filled_before == 0 && self.header.filled > 0 && self.header.tag() == b'D' {
+                        self.held = self.header.filled;
+                        return passed;
+                    }
+                }
+                Some(left) => {
+                    at += left.min(news.len() - at);
+                    let now = &news[begin..at];
+                    if !matches!(self.header.tag(), b'D' | b'd') {
+                        self.kept.extend(now.iter().take(Self::KEPT_MAX - self.kept.len()));
+                    }
+                    self.left = Some(left - now.len());
+                }
+            }
+            if !self.taken_out {
+                news.copy_within(begin..at, passed);
+                passed += at - begin;
+            }
+            if self.left == Some(0) {
+                if std::mem::take(&mut self.taken_out) {
+                    wire.row_taken_out();
+                } else {
+                    wire.received(self.header.tag(), &self.kept);
+                }
+                self.left = None;
+                self.header = Header::default();
+            } else if at == news.len() {
+                return passed;
+            }
+        }
+    }
+}
+
+/// The messages that go. Some Binds are changed: the driver asks for binary results only.
+struct Outgoing {
+    header: Header,
+    /// How much of the header has gone.
+    header_out: usize,
+    /// How much of the body is still to go, once the header is whole.
+    left: Option<usize>,
+    /// The formats that a Bind on its way is to ask for.
+    formats: Option<Arc<[WireFormat]>>,
+    sync: Sync,
+    /// The end of that Bind, which does not go.
+    tail: Vec<u8>,
+    /// What was changed and has not been written yet.
+    changed: BytesMut,
+}
+
+/// What becomes of the next Sync.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    /// It goes.
+    Goes,
+    /// It does not go, but counts.
+    Stays,
+    /// It goes, and has been counted.
+    IsCounted,
+}
+
+/// Whether messages go as they are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    AsItIs,
+    Changed,
+}
+
+impl Outgoing {
+    /// How a Bind of the driver's ends: one format for all columns, the binary one.
+    const ALL_BINARY: [u8; 4] = [0, 1, 0, 1];
+
+    fn new() -> Self {
+        // The startup message is the only one without a tag.
+        let header = Header { bytes: [0; 5], filled: 1 };
+        Self {
+            header,
+            header_out: 1,
+            left: None,
+            formats: None,
+            sync: Sync::Goes,
+            tail: Vec::new(),
+            changed: BytesMut::new(),
+        }
+    }
+
+    /// Whether what comes next continues what has been changed.
+    fn is_changing(&self) -> bool {
+        self.formats.is_some() || self.sync == Sync::Stays || self.header.filled > self.header_out
+    }
+
+    /// Follows what goes, and with [`Pass::Changed`] puts it by as it is to go.
+    fn pass(&mut self, mut bytes: &[u8], wire: &Wire, pass: Pass) -> io::Result<()> {
+        loop {
+            match self.left {
+                None => {
+                    let is_whole = self.header.fill(&mut bytes);
+                    if pass == Pass::AsItIs {
+                        self.header_out = self.header.filled;
+                    }
+                    if !is_whole {
+                        return Ok(());
+                    }
+                    self.begin(wire, pass);
+                }
+                Some(left) => {
+                    let (now, rest) = bytes.split_at(bytes.len().min(left));
+                    if pass == Pass::Changed {
+                        let tail = if self.formats.is_some() { Self::ALL_BINARY.len() } else { 0 };
+                        let (plain, tail) = now.split_at(now.len().min(left.saturating_sub(tail)));
+                        self.changed.extend_from_slice(plain);
+                        self.tail.extend_from_slice(tail);
+                    }
+                    self.left = Some(left - now.len());
+                    bytes = rest;
+                }
+            }
+            if self.left == Some(0) {
+                self.end(wire)?;
+            } else if bytes.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Its header is whole.
+    fn begin(&mut self, wire: &Wire, pass: Pass) {
+        self.left = Some(self.header.body());
+        if self.header.tag() == b'B' {
+            match wire.next_bind() {
+                Bind::AsItIs => {}
+                Bind::Formats(formats) => self.formats = Some(formats),
+                Bind::CopyIn => self.sync = Sync::Stays,
+            }
+        }
+        if self.header.tag() == b'S' && self.sync == Sync::Stays {
+            return;
+        }
+        let mut header = self.header.bytes;
+        if let Some(formats) = &self.formats {
+            // One format more for each column but one.
+            let longer = u32::try_from(2 * formats.len()).unwrap_or(u32::MAX).wrapping_sub(2);
+            let [_, length @ ..] = header;
+            let length = u32::from_be_bytes(length).wrapping_add(longer).to_be_bytes();
+            header[1..].copy_from_slice(&length);
+        }
+        if pass == Pass::Changed {
+            self.changed.extend_from_slice(&header[self.header_out..]);
+        }
+    }
+
+    /// Its body is through.
+    fn end(&mut self, wire: &Wire) -> io::Result<()> {
+        if let Some(formats) = self.formats.take() {
+            if std::mem::take(&mut self.tail) != Self::ALL_BINARY {
+                return Err(io::Error::new(io::ErrorKind::InvalidData, "a Bind does not end as the driver's do"));
+            }
+            self.changed.put_u16(u16::try_from(formats.len()).unwrap_or(u16::MAX));
+            for format in &*formats {
+                self.changed.put_u16(match format {
+                    WireFormat::Text => 0,
+                    WireFormat::Binary => 1,
+                });
+            }
+        }
+        self.sync = match (self.header.tag(), self.sync) {
+            (b'S', Sync::IsCounted) => Sync::Goes,
+            (tag, sync) => {
+                wire.sent(tag);
+                if (tag, sync) == (b'S', Sync::Stays) { Sync::IsCounted } else { sync }
+            }
+        };
+        self.left = None;
+        self.header = Header::default();
+        self.header_out = 0;
+        Ok(())
     }
 }
 
@@ -322,21 +673,46 @@ mod tests {
         [&[tag], length.to_be_bytes().as_slice(), body].concat()
     }
 
-    fn scan(header: Header, pieces: &[&[u8]]) -> Vec<(u8, Vec<u8>)> {
-        let mut scanner = Scanner::new(header);
-        let mut found = Vec::new();
+    /// What of these pieces, each read after what was held back, is passed on.
+    fn read(wire: &Wire, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut incoming = Incoming::default();
+        let mut passed = Vec::new();
         for piece in pieces {
-            scanner.feed(piece, |tag, body| found.push((tag, body.to_vec())));
+            let mut news = [incoming.held(), piece].concat();
+            let count = incoming.pass(&mut news, wire);
+            passed.extend_from_slice(&news[..count]);
         }
-        found
+        passed
+    }
+
+    /// What goes when the driver writes these pieces.
+    fn write(wire: &Wire, outgoing: &mut Outgoing, pieces: &[&[u8]]) -> Vec<u8> {
+        let mut written = Vec::new();
+        for piece in pieces {
+            if outgoing.is_changing() || wire.changes_binds() {
+                outgoing.pass(piece, wire, Pass::Changed).unwrap();
+                written.extend_from_slice(&outgoing.changed.split());
+            } else {
+                outgoing.pass(piece, wire, Pass::AsItIs).unwrap();
+                written.extend_from_slice(piece);
+            }
+        }
+        written
+    }
+
+    fn pieces<'a>(stream: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
+        let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
+        at.extend([0, stream.len()]);
+        at.sort_unstable();
+        at.windows(2).map(|cut| &stream[cut[0]..cut[1]]).collect()
     }
 
     #[test]
     fn the_startup_message_has_no_tag() {
-        let startup = message(0, b"user\0x\0\0");
-        let found = scan(Header::STARTUP, &[&startup[1..], &message(b'Q', b"x")]);
-        assert_eq!(found.last(), Some(&(b'Q', b"x".to_vec())));
-        assert_eq!(found.len(), 2);
+        let (wire, startup) = (Wire::new(), message(0, b"user\0x\0\0"));
+        let query = message(b'Q', b"x");
+        let written = write(&wire, &mut Outgoing::new(), &[&startup[1..], &query]);
+        assert_eq!((written, wire.lock().owed), ([&startup[1..], &query].concat(), 2));
     }
 
     #[tokio::test]
@@ -350,6 +726,21 @@ mod tests {
         wire.received(b'Z', b"E");
         assert_eq!(wire.settled().await, Ok(TransactionStatus::Failed));
         assert_eq!(wire.next_tag().as_deref(), Some("BEGIN"));
+    }
+
+    #[test]
+    fn a_copy_has_one_sync_that_is_counted_when_it_begins() {
+        let (wire, mut outgoing) = (Wire::new(), Outgoing::new());
+        write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
+        wire.received(b'Z', b"I");
+        wire.expect(Bind::CopyIn);
+        let begin = [message(b'B', &[0; 8]), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")];
+        let written = write(&wire, &mut outgoing, &[&begin.concat()]);
+        assert_eq!((written, wire.lock().owed), (begin[..2].concat(), 1));
+        let end = [message(b'd', b"data"), message(b'c', b""), message(b'S', b"")].concat();
+        assert_eq!((write(&wire, &mut outgoing, &[&end]), wire.lock().owed), (end, 1));
+        write(&wire, &mut outgoing, &[&message(b'S', b"")]);
+        assert_eq!(wire.lock().owed, 2);
     }
 
     #[test]
@@ -370,26 +761,51 @@ mod tests {
 
     proptest! {
         #[test]
-        fn messages_are_found_however_the_stream_is_cut(
-            bodies in prop::collection::vec((any::<u8>(), prop::collection::vec(any::<u8>(), 0..100)), 0..8),
-            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..8),
+        fn what_comes_is_passed_on_however_it_is_cut_but_for_rows_that_are_too_large(
+            bodies in prop::collection::vec((prop_oneof![Just(b'D'), Just(b'C'), any::<u8>()], 0..100_usize), 0..8),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
         ) {
-            let stream: Vec<u8> = bodies.iter().flat_map(|(tag, body)| message(*tag, body)).collect();
-            let mut at: Vec<usize> = cuts.iter().map(|cut| cut.index(stream.len() + 1)).collect();
-            at.extend([0, stream.len()]);
-            at.sort_unstable();
-            let pieces: Vec<&[u8]> = at.windows(2).map(|cut| &stream[cut[0]..cut[1]]).collect();
-            let expected: Vec<_> = bodies
-                .into_iter()
-                .map(|(tag, body)| (tag, body.into_iter().take(Scanner::KEPT_MAX).collect::<Vec<_>>()))
-                .collect();
-            prop_assert_eq!(scan(Header::TAGGED, &pieces), expected);
+            let wire = Wire::new();
+            wire.take_out_rows(50);
+            let messages: Vec<_> = bodies.iter().map(|(tag, length)| message(*tag, &vec![b'x'; *length])).collect();
+            let passes = |(tag, length): &(u8, usize)| *tag != b'D' || *length <= 50;
+            let expected: Vec<u8> =
+                bodies.iter().zip(&messages).filter(|(body, _)| passes(body)).flat_map(|(_, m)| m.clone()).collect();
+            prop_assert_eq!(read(&wire, &pieces(&messages.concat(), &cuts)), expected);
+            prop_assert_eq!(wire.has_taken_rows_out(), !bodies.iter().all(passes));
+            let tags = bodies.iter().filter(|(tag, _)| *tag == b'C').count();
+            prop_assert_eq!(wire.lock().tags.len(), tags);
         }
 
         #[test]
-        fn hostile_bytes_are_scanned_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        fn a_bind_asks_for_its_formats_however_it_is_cut(
+            binds in prop::collection::vec((0..4_usize, 0..20_usize), 1..5),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
             let wire = Wire::new();
-            Scanner::new(Header::TAGGED).feed(&bytes, |tag, body| wire.received(tag, body));
+            let mut outgoing = Outgoing::new();
+            write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
+            let (mut driver, mut expected) = (Vec::new(), Vec::new());
+            for (columns, length) in binds {
+                let formats = vec![WireFormat::Text; columns];
+                wire.expect(if columns > 0 { Bind::Formats(formats.into()) } else { Bind::AsItIs });
+                let start = vec![b'p'; length];
+                driver.extend(message(b'B', &[&start[..], &Outgoing::ALL_BINARY].concat()));
+                driver.extend(message(b'S', b""));
+                let asked = match columns {
+                    0 => Outgoing::ALL_BINARY.to_vec(),
+                    columns => [&u16::try_from(columns).unwrap().to_be_bytes()[..], &vec![0; 2 * columns]].concat(),
+                };
+                expected.extend(message(b'B', &[start, asked].concat()));
+                expected.extend(message(b'S', b""));
+            }
+            prop_assert_eq!(write(&wire, &mut outgoing, &pieces(&driver, &cuts)), expected);
+            prop_assert!(!wire.changes_binds());
+        }
+
+        #[test]
+        fn hostile_bytes_are_looked_at_without_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            read(&Wire::new(), &[&bytes]);
         }
     }
 }

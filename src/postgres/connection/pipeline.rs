@@ -6,23 +6,29 @@
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::{FutureExt, MaybeDone, OptionFuture, maybe_done};
 use futures_util::{StreamExt, join, try_join};
 use tokio::time::timeout;
 use tokio_postgres::{RowStream, Statement as Prepared};
 
 use super::super::opener::Backend;
-use super::super::value::{self, Raw, Refusal};
+use super::super::value::{self, Delimiters, Raw, Refusal};
+use super::super::wire::Bind;
 use super::{DriverError, PooledConnection, first_row};
 use crate::broker::engine::{
     Canceller, Connection, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
 };
 use crate::broker::error::{Error, Exhausted, PgError};
-use crate::broker::statement::{Column, Kind, NOTICES_MAX, ResultLimits, ResultSet, Statement};
+use crate::broker::statement::{
+    Column, Kind, NOTICES_MAX, ResultFormat, ResultLimits, ResultSet, Rows, Statement, WireFormat,
+};
+use crate::broker::stream::{Closed, Part, Sink};
 use crate::broker::value::Value;
 
 /// The most statements sent and not yet answered: enough to hide a round trip, few enough to buffer.
@@ -33,7 +39,7 @@ pub(in crate::postgres) const PIPELINE_MAX: usize = 64;
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
 /// Sent right behind a statement while the transaction has no id that we know of: so it is known before COMMIT is sent.
-const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
+pub(super) const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
 
 /// A request whose answer is to come.
 type Asked<'a, T> = MaybeDone<Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>>;
@@ -53,18 +59,37 @@ async fn answer<T>(mut asked: Asked<'_, T>) -> Result<T, DriverError> {
 }
 
 /// A statement that has been sent.
-struct Sent<'a> {
+pub(super) struct Sent<'a> {
     statement: &'a Statement,
     prepared: Prepared,
+    reading: Reading,
     was_cached: bool,
     rows: Asked<'a, RowStream>,
+}
+
+/// How a result is read.
+struct Reading {
+    /// As PostgreSQL sends it, by column.
+    formats: Arc<[WireFormat]>,
+    delimiters: Arc<Delimiters>,
+    /// As it is returned.
+    format: ResultFormat,
 }
 
 /// Statements sent and not yet answered, in order, and what the answered ones brought.
 struct Pipeline<'a> {
     sent: VecDeque<Sent<'a>>,
     results: Vec<ResultSet>,
+    output: Output<'a>,
     budget: Budget,
+}
+
+/// Where rows go.
+#[derive(Clone, Copy)]
+pub(super) struct Output<'a> {
+    pub(super) format: ResultFormat,
+    /// `None`: into the result, all together.
+    pub(super) sink: Option<&'a Sink>,
 }
 
 /// Why statements stopped.
@@ -81,14 +106,17 @@ impl PooledConnection {
         &mut self,
         begin: Option<&TransactionOptions>,
         statements: &[Statement],
+        output: Output<'_>,
         limits: ResultLimits,
     ) -> Result<Vec<ResultSet>, Stopped> {
-        let Halt { index, error, was_cached } = match self.run(begin, statements, limits, Fresh::No).await {
+        let Halt { index, error, was_cached } = match self.run(begin, statements, output, limits, Fresh::No).await {
             Ok(results) => return Ok(results),
             Err(halt) => halt,
         };
+        // What has been passed on cannot be taken back.
+        let can_repeat = was_cached && !output.sink.is_some_and(Sink::has_begun);
         let stale = match &error {
-            StatementError::Failed(error) if was_cached => Staleness::of(error),
+            StatementError::Failed(error) if can_repeat => Staleness::of(error),
             _ => None,
         };
         if stale.is_some() {
@@ -98,7 +126,7 @@ impl PooledConnection {
             (Some(_), _) if begin.is_some() => {
                 // Nothing else has run in this transaction, so it can begin again and prepare afresh.
                 self.rollback().await.map_err(|lost| Stopped { index, error: StatementError::Lost(lost) })?;
-                let ran = self.run(begin, statements, limits, Fresh::Yes).await;
+                let ran = self.run(begin, statements, output, limits, Fresh::Yes).await;
                 ran.map_err(|Halt { index, error, .. }| Stopped { index, error })
             }
             (Some(Staleness::Certain), StatementError::Failed(error)) => {
@@ -114,6 +142,7 @@ impl PooledConnection {
         &self,
         mut begin: Option<&TransactionOptions>,
         statements: &[Statement],
+        output: Output<'_>,
         limits: ResultLimits,
         fresh: Fresh,
     ) -> Result<Vec<ResultSet>, Halt> {
@@ -121,10 +150,12 @@ impl PooledConnection {
         let mut pipeline = Pipeline {
             sent: VecDeque::new(),
             results: Vec::with_capacity(statements.len()),
+            output,
             budget: Budget { rows: limits.rows_max, bytes: limits.bytes_max, notices: NOTICES_MAX, limits },
         };
         let mut last: Option<(&Statement, Prepared, bool)> = None;
         wire.forget_tags();
+        wire.take_out_rows(row_bytes_max(limits));
         for (index, statement) in statements.iter().enumerate() {
             let cached = || if fresh == Fresh::Yes { None } else { self.cached(statement) };
             let (ready, was_cached) = match &last {
@@ -144,9 +175,8 @@ impl PooledConnection {
                     }
                 }
             };
-            let checked = value::encode(statement.parameters(), prepared.params())
-                .and_then(|parameters| check_columns(&prepared).map(|()| parameters));
-            let parameters = match checked {
+            let delimiters = self.delimiters();
+            let parameters = match value::encode(statement.parameters(), prepared.params(), &delimiters) {
                 Ok(parameters) => parameters,
                 Err(error) => {
                     return Err(self.halt(pipeline, index, StatementError::Refused(error), was_cached).await);
@@ -155,12 +185,19 @@ impl PooledConnection {
             if statement.kind() != Kind::Query || statement.may_notify() {
                 self.may_act.store(true, Ordering::Relaxed);
             }
+            let formats = formats(&prepared);
+            let reading = Reading { formats: formats.clone(), delimiters, format: output.format };
+            wire.expect(if formats.contains(&WireFormat::Text) {
+                Bind::Formats(formats.clone())
+            } else {
+                Bind::AsItIs
+            });
             let run = prepared.clone();
             let rows = send(async move { client.query_raw(&run, parameters).await }).await;
             let is_last = index + 1 == statements.len();
             // What changes the meaning of names must be through before the next statement is looked up.
             let unanswered = if may_soil(statement, &prepared) && !is_last { 0 } else { PIPELINE_MAX };
-            pipeline.sent.push_back(Sent { statement, prepared: prepared.clone(), was_cached, rows });
+            pipeline.sent.push_back(Sent { statement, prepared: prepared.clone(), reading, was_cached, rows });
             last = Some((statement, prepared, was_cached));
             self.land(&mut pipeline, unanswered).await?;
         }
@@ -191,7 +228,7 @@ impl PooledConnection {
             && let Some(sent) = pipeline.sent.pop_front()
         {
             let (index, was_cached) = (pipeline.results.len(), sent.was_cached);
-            let unread = match self.read(sent, index, &mut pipeline.budget).await {
+            let unread = match self.read(sent, index, pipeline.output, &mut pipeline.budget).await {
                 Ok(result) => {
                     pipeline.results.push(result);
                     continue;
@@ -213,24 +250,43 @@ impl PooledConnection {
     }
 
     /// Reads one statement's result, and checks what is expected of it.
-    async fn read(&self, sent: Sent<'_>, index: usize, budget: &mut Budget) -> Result<ResultSet, Unread> {
+    async fn read(
+        &self,
+        sent: Sent<'_>,
+        index: usize,
+        output: Output<'_>,
+        budget: &mut Budget,
+    ) -> Result<ResultSet, Unread> {
         let wire = &self.backend().wire;
-        let Sent { statement, prepared, rows: asked, .. } = sent;
+        let Sent { statement, prepared, reading, rows: asked, .. } = sent;
         // Returning drops the stream: unread, it would keep the driver from reading on.
         let mut stream = Box::pin(answer(asked).await.map_err(Unread::Failed)?);
         let before = budget.bytes;
-        let mut rows = Vec::new();
-        while let Some(row) = stream.next().await {
-            match budget.read(&row.map_err(Unread::Failed)?) {
-                Ok(values) => rows.push(values),
-                Err(error) => return Err(Unread::GivenUp(Some(stream), error)),
+        let columns: Vec<_> =
+            prepared.columns().iter().zip(&*reading.formats).map(|each| column(each, reading.format)).collect();
+        let (rows, returned) = match output.sink {
+            None => {
+                let mut rows = Unsent::default();
+                while let Some(row) = stream.next().await {
+                    if let Err(error) = budget.read(&row.map_err(Unread::Failed)?, &reading, &mut rows) {
+                        return Err(Unread::GivenUp(Some(stream), error));
+                    }
+                }
+                let rows = rows.take();
+                let returned = rows.count;
+                (rows, returned)
             }
+            Some(sink) => match self.pass_on(&mut stream, &columns, &reading, sink, budget).await {
+                Ok(returned) => (Rows::default(), returned),
+                Err(not_passed) => return Err(not_passed.with(stream)),
+            },
+        };
+        if wire.has_taken_rows_out() {
+            return Err(Unread::GivenUp(None, budget.too_large()));
         }
         if index > 0 {
             budget.add_result(&prepared).map_err(|error| Unread::GivenUp(None, error))?;
         }
-        let columns: Vec<_> = prepared.columns().iter().map(column).collect();
-        let returned = u64::try_from(rows.len()).unwrap_or(u64::MAX);
         let mut notices = wire.take_notices();
         notices.truncate(budget.notices);
         budget.notices -= notices.len();
@@ -240,7 +296,7 @@ impl PooledConnection {
             rows,
             command_tag: wire.next_tag().unwrap_or_default(),
             notices,
-            bytes: before - budget.bytes,
+            bytes: before.saturating_sub(budget.bytes),
         };
         if !leaves_no_trace(statement, &result) {
             self.soiled.store(true, Ordering::Relaxed);
@@ -248,6 +304,66 @@ impl PooledConnection {
         match statement.check(&result) {
             Ok(()) => Ok(result),
             Err(error) => Err(Unread::GivenUp(None, error)),
+        }
+    }
+
+    /// Passes rows on as they come, and returns how many they were.
+    async fn pass_on(
+        &self,
+        stream: &mut Pin<Box<RowStream>>,
+        columns: &[Column],
+        reading: &Reading,
+        sink: &Sink,
+        budget: &mut Budget,
+    ) -> Result<u64, NotPassed> {
+        /// How much is passed on at a time: large against what a message costs, small against what a caller accepts.
+        const CHUNK_BYTES: usize = 128 * 1024;
+        /// How long rows wait for others to be passed on with.
+        const CHUNK_WAIT: Duration = Duration::from_millis(20);
+
+        let wire = &self.backend().wire;
+        let mut rows = Unsent::default();
+        let mut returned = 0;
+        let mut header = Some(Part::Columns(columns.to_vec()));
+        loop {
+            let next = match stream.next().now_or_never() {
+                Some(next) => Some(next),
+                None if rows.count == 0 => Some(stream.next().await),
+                None => timeout(CHUNK_WAIT, stream.next()).await.ok(),
+            };
+            let is_last = matches!(next, Some(None));
+            let is_late = next.is_none();
+            if let Some(Some(row)) = next {
+                let row = row.map_err(NotPassed::Failed)?;
+                // The limit is on each row.
+                budget.bytes = budget.limits.bytes_max;
+                budget.read(&row, reading, &mut rows).map_err(NotPassed::GivenUp)?;
+                rows.bytes += budget.limits.bytes_max - budget.bytes;
+            }
+            if !is_last && !is_late && rows.bytes < CHUNK_BYTES {
+                continue;
+            }
+            if wire.has_taken_rows_out() {
+                return Err(NotPassed::GivenUp(budget.too_large()));
+            }
+            let chunk = (rows.count > 0).then(|| {
+                let rows = rows.take();
+                returned += rows.count;
+                let mut notices = wire.take_notices();
+                notices.truncate(budget.notices);
+                budget.notices -= notices.len();
+                Part::Rows(rows, notices)
+            });
+            for part in header.take().into_iter().chain(chunk) {
+                if sink.put(part).await == Err(Closed) {
+                    // Somebody is stopping the statement. What it still sends would block everything behind it.
+                    while let Some(Ok(_)) = stream.next().await {}
+                    return Err(NotPassed::Closed);
+                }
+            }
+            if is_last {
+                return Ok(returned);
+            }
         }
     }
 
@@ -267,7 +383,12 @@ impl PooledConnection {
     /// Stops what runs and reads what is under way: unread rows would block everything behind them, ROLLBACK included.
     /// Leaves the transaction failed, also when all was through before it could be stopped: its caller has not seen what
     /// it did.
-    async fn abandon(&self, rows: Option<Pin<Box<RowStream>>>, rest: VecDeque<Sent<'_>>, why: Error) -> StatementError {
+    pub(super) async fn abandon(
+        &self,
+        rows: Option<Pin<Box<RowStream>>>,
+        rest: VecDeque<Sent<'_>>,
+        why: Error,
+    ) -> StatementError {
         let Backend { client, wire, .. } = self.backend();
         if rows.is_some() || !rest.is_empty() {
             let cancelling = async {
@@ -362,19 +483,55 @@ impl Staleness {
     }
 }
 
-fn check_columns(prepared: &Prepared) -> Result<(), Error> {
-    let columns = prepared.columns();
-    match columns.iter().position(|column| !value::can_return(column.type_())) {
-        None => Ok(()),
-        Some(index) => {
-            let column = &columns[index];
-            let problem = format!(
-                "returns column {} ({}) of type {}, which this broker cannot return yet: cast it to text",
-                index + 1,
-                column.name(),
-                column.type_().name()
-            );
-            Err(Error::invalid("sql", problem))
+/// The formats that PostgreSQL is asked for.
+fn formats(prepared: &Prepared) -> Arc<[WireFormat]> {
+    prepared.columns().iter().map(|column| value::format(column.type_())).collect()
+}
+
+/// Past this a row cannot be within the limits, whatever it holds: no value takes less than half of its binary form, and
+/// text as much as itself.
+fn row_bytes_max(limits: ResultLimits) -> usize {
+    /// PostgreSQL's own: two bytes, and a length of four for each of up to 1,664 columns.
+    const FRAMING: usize = 8 * 1024;
+    limits.bytes_max.saturating_mul(2).saturating_add(FRAMING)
+}
+
+/// Rows that have been read and are still to be returned.
+#[derive(Default)]
+struct Unsent {
+    values: Vec<Vec<Value>>,
+    written: Vec<Bytes>,
+    /// The row being written.
+    row: BytesMut,
+    packed: BytesMut,
+    count: u64,
+    /// How many bytes of the limit they have taken.
+    bytes: usize,
+}
+
+impl Unsent {
+    fn take(&mut self) -> Rows {
+        let Self { values, written, packed, count, .. } = std::mem::take(self);
+        Rows { values, written, packed: packed.freeze(), count }
+    }
+}
+
+/// Why rows were not passed on to the end.
+enum NotPassed {
+    /// PostgreSQL failed the statement, or the connection is lost.
+    Failed(DriverError),
+    /// They are more than can be returned; some are still to be read.
+    GivenUp(Error),
+    /// Nobody takes them any more; all have been read.
+    Closed,
+}
+
+impl NotPassed {
+    fn with(self, stream: Pin<Box<RowStream>>) -> Unread {
+        match self {
+            Self::Failed(error) => Unread::Failed(error),
+            Self::GivenUp(error) => Unread::GivenUp(Some(stream), error),
+            Self::Closed => Unread::GivenUp(None, Error::CallerLeft),
         }
     }
 }
@@ -399,22 +556,66 @@ impl Budget {
     }
 
     /// Reads a row within the budget.
-    fn read(&mut self, row: &tokio_postgres::Row) -> Result<Vec<Value>, Error> {
+    fn read(&mut self, row: &tokio_postgres::Row, reading: &Reading, rows: &mut Unsent) -> Result<(), Error> {
+        let Reading { formats, delimiters, format } = reading;
         self.rows = self.rows.checked_sub(1).ok_or(Error::Exhausted(Exhausted::ResultRows(self.limits.rows_max)))?;
-        let columns = row.columns().iter().enumerate();
-        let values = columns.map(|(index, column)| {
-            let in_column = |problem| Error::Unreturnable(format!("column {}: {problem}", index + 1));
-            let Raw(bytes) = row.try_get(index).map_err(|error| in_column(error.to_string()))?;
-            value::decode(column.type_(), bytes, &mut self.bytes).map_err(|refusal| match refusal {
-                Refusal::TooLarge => Error::Exhausted(Exhausted::ResultBytes(self.limits.bytes_max)),
-                Refusal::Unreadable(problem) => in_column(problem),
-            })
-        });
-        values.collect()
+        rows.count += 1;
+        let raw = |index: usize| -> Result<Option<&[u8]>, Error> {
+            let Raw(bytes) = row.try_get(index).map_err(|error| in_column(index, &error.to_string()))?;
+            Ok(bytes)
+        };
+        match format {
+            ResultFormat::Packed => {
+                for index in 0..row.len() {
+                    let bytes = raw(index)?;
+                    let length = bytes.map_or(0, <[u8]>::len);
+                    self.bytes = self.bytes.checked_sub(4 + length).ok_or_else(|| self.too_large())?;
+                    // PostgreSQL has no value of more than 2^30 bytes.
+                    rows.packed.put_i32(bytes.map_or(-1, |bytes| i32::try_from(bytes.len()).unwrap_or(i32::MAX)));
+                    rows.packed.put_slice(bytes.unwrap_or_default());
+                }
+            }
+            ResultFormat::Values => {
+                let mut values = Vec::with_capacity(row.len());
+                for (index, (column, format)) in row.columns().iter().zip(&**formats).enumerate() {
+                    let value = value::decode(column.type_(), *format, delimiters, raw(index)?, &mut self.bytes);
+                    values.push(value.map_err(|refusal| self.refused(index, refusal))?.into());
+                }
+                rows.values.push(values);
+            }
+            ResultFormat::Written(write) => {
+                /// Room for many rows, so that few have to make more.
+                const ROOM: usize = 64 * 1024;
+                if rows.row.capacity() < ROOM / 16 {
+                    rows.row.reserve(ROOM);
+                }
+                for (index, (column, format)) in row.columns().iter().zip(&**formats).enumerate() {
+                    let value = value::decode(column.type_(), *format, delimiters, raw(index)?, &mut self.bytes);
+                    write(&mut rows.row, value.map_err(|refusal| self.refused(index, refusal))?);
+                }
+                rows.written.push(rows.row.split().freeze());
+            }
+        }
+        Ok(())
+    }
+
+    fn refused(&self, column: usize, refusal: Refusal) -> Error {
+        match refusal {
+            Refusal::TooLarge => self.too_large(),
+            Refusal::Unreadable(problem) => in_column(column, &problem),
+        }
+    }
+
+    fn too_large(&self) -> Error {
+        Error::Exhausted(Exhausted::ResultBytes(self.limits.bytes_max))
     }
 }
 
-fn column(column: &tokio_postgres::Column) -> Column {
+fn in_column(index: usize, problem: &str) -> Error {
+    Error::Unreturnable(format!("column {}: {problem}", index + 1))
+}
+
+fn column((column, wire_format): (&tokio_postgres::Column, &WireFormat), format: ResultFormat) -> Column {
     Column {
         name: column.name().to_owned(),
         type_oid: column.type_().oid(),
@@ -422,5 +623,6 @@ fn column(column: &tokio_postgres::Column) -> Column {
         type_modifier: column.type_modifier(),
         table_oid: column.table_oid(),
         column_number: column.column_id(),
+        wire_format: matches!(format, ResultFormat::Packed).then_some(*wire_format),
     }
 }

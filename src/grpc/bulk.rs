@@ -1,0 +1,105 @@
+//! `BulkService`: COPY as streams of bytes.
+//!
+//! Invariant: an RPC future owns nothing; dropping it breaks the COPY off, and nothing of it is kept.
+
+use std::sync::Arc;
+
+use futures_util::stream::{self, BoxStream, StreamExt};
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::pb;
+use super::pb::bulk_service_server::BulkService;
+use super::service::grpc_deadline;
+use super::{auth, convert, status};
+use crate::broker::Broker;
+use crate::broker::bulk::{CopyingOut, Holder};
+use crate::broker::error::Error;
+
+/// Serves COPY.
+#[derive(Debug)]
+pub struct Bulk {
+    broker: Arc<Broker>,
+}
+
+impl Bulk {
+    /// The service for `broker`.
+    pub fn new(broker: Arc<Broker>) -> Self {
+        Self { broker }
+    }
+
+    /// Whose transaction a COPY is to be a part of.
+    fn holder(&self, metadata: &MetadataMap, whose: convert::Whose) -> Result<Holder, Status> {
+        let principal = auth::principal(metadata);
+        match whose {
+            convert::Whose::Session(token) => self.broker.session(&principal, &token).map(Holder::of),
+            convert::Whose::Alone(begin) => self.broker.alone(&principal, &begin),
+        }
+        .map_err(status::from_error)
+    }
+}
+
+#[tonic::async_trait]
+impl BulkService for Bulk {
+    type CopyOutStream = BoxStream<'static, Result<pb::CopyOutResponse, Status>>;
+
+    async fn copy_in(
+        &self,
+        request: Request<Streaming<pb::CopyInRequest>>,
+    ) -> Result<Response<pb::CopyInResponse>, Status> {
+        use pb::copy_in_request::Part;
+        let (metadata, _, mut parts) = request.into_parts();
+        let refused = |problem: &str| status::from_error(Error::invalid("target", problem));
+        let Some(pb::CopyInRequest { part: Some(Part::Target(target)) }) = parts.message().await? else {
+            return Err(refused("must be the first message: it says where the data goes"));
+        };
+        let (whose, copy) = convert::copy_in(target, grpc_deadline(&metadata)).map_err(status::from_error)?;
+        let holder = self.holder(&metadata, whose)?;
+        let mut copying = holder.copy_in(copy).await.map_err(status::from_failure)?;
+        let has_session = copying.has_session();
+        loop {
+            let part = tokio::select! {
+                biased;
+                // Before its data has ended, a COPY ends only by failing.
+                done = copying.done() => return copied(done, has_session),
+                part = parts.message() => part?,
+            };
+            match part {
+                Some(pb::CopyInRequest { part: Some(Part::Data(data)) }) => copying.put(data).await,
+                Some(pb::CopyInRequest { part: Some(Part::Target(_)) }) => {
+                    return Err(refused("comes once, before the data"));
+                }
+                Some(pb::CopyInRequest { part: None }) => {}
+                Some(pb::CopyInRequest { part: Some(Part::End(pb::CopyInEnd {})) }) => {
+                    copying.end().await;
+                    return copied(copying.done().await, has_session);
+                }
+                // A caller's leaving looks like the end of its stream: what is complete says so itself.
+                None => {
+                    let problem = "is missing: it comes last, and says that the data is complete";
+                    return Err(status::from_error(Error::invalid("end", problem)));
+                }
+            }
+        }
+    }
+
+    async fn copy_out(&self, request: Request<pb::CopyOutRequest>) -> Result<Response<Self::CopyOutStream>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        let (whose, copy) = convert::copy_out(request, grpc_deadline(&metadata)).map_err(status::from_error)?;
+        let holder = self.holder(&metadata, whose)?;
+        let copying = holder.copy_out(copy).await.map_err(status::from_failure)?;
+        let parts = stream::unfold(copying, async |mut copying: CopyingOut| {
+            let part = copying.next().await?;
+            let has_session = copying.has_session();
+            Some((part.map(|part| convert::copying_out(part, has_session)).map_err(status::from_failure), copying))
+        });
+        Ok(Response::new(parts.boxed()))
+    }
+}
+
+fn copied(
+    done: Result<crate::broker::session::Executed, crate::broker::error::Failure>,
+    has_session: bool,
+) -> Result<Response<pb::CopyInResponse>, Status> {
+    done.map(|done| Response::new(convert::copied_in(done, has_session))).map_err(status::from_failure)
+}

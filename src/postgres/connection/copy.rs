@@ -1,0 +1,213 @@
+//! COPY: bytes between a caller and PostgreSQL, as they are.
+//!
+//! Invariant: a COPY that its caller breaks off is failed, and with it the transaction.
+
+use std::collections::VecDeque;
+use std::fmt::Write;
+use std::pin::pin;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use futures_util::{SinkExt, StreamExt};
+use tokio_postgres::{SimpleQueryMessage, Statement as Prepared};
+
+use super::super::begin::{quoted_identifier, quoted_literal};
+use super::super::wire::Bind;
+use super::pipeline::TRANSACTION_ID;
+use super::{DriverError, PooledConnection, first_row};
+use crate::broker::bulk::{CopyFormat, CopyOptions, Source, Supply, Table};
+use crate::broker::engine::{StatementError, Stopped, TransactionOptions};
+use crate::broker::error::Error;
+use crate::broker::statement::{NOTICES_MAX, ResultSet};
+use crate::broker::stream::{Closed, Part, Sink};
+
+impl PooledConnection {
+    /// Copies a caller's data into a table.
+    pub(super) async fn copy_in(
+        &self,
+        begin: Option<&TransactionOptions>,
+        table: &Table,
+        options: &CopyOptions,
+        supply: &Supply,
+    ) -> Result<Vec<ResultSet>, Stopped> {
+        let sql = format!("COPY {} FROM STDIN ({})", table_sql(table), options_sql(options));
+        let copied = async {
+            let prepared = self.prepare_copy(begin, &sql).await?;
+            self.upload(&prepared, supply).await
+        };
+        self.copied(copied.await).await
+    }
+
+    /// Copies data to a caller.
+    pub(super) async fn copy_out(
+        &self,
+        mut begin: Option<&TransactionOptions>,
+        source: &Source,
+        options: &CopyOptions,
+        sink: &Sink,
+    ) -> Result<Vec<ResultSet>, Stopped> {
+        let copied = async {
+            let source = match source {
+                Source::Table(table) => table_sql(table),
+                Source::Query(query) => {
+                    // On its own it must be a whole statement: so it cannot leave the parentheses that it is put in.
+                    self.prepare_copy(begin.take(), query.sql()).await?;
+                    let query = query.sql().trim_end_matches(|c: char| c.is_ascii_whitespace() || c == ';');
+                    format!("(\n{query}\n)")
+                }
+            };
+            let sql = format!("COPY {source} TO STDOUT ({})", options_sql(options));
+            let prepared = self.prepare_copy(begin.take(), &sql).await?;
+            self.download(&prepared, sink).await
+        };
+        self.copied(copied.await).await
+    }
+
+    async fn prepare_copy(&self, begin: Option<&TransactionOptions>, sql: &str) -> Result<Prepared, StatementError> {
+        let client = &self.backend().client;
+        self.may_act.store(true, Ordering::Relaxed);
+        self.soiled.store(true, Ordering::Relaxed);
+        match begin {
+            Some(options) => self.begin(options, client.prepare(sql)).await,
+            None => match client.prepare(sql).await {
+                Ok(prepared) => Ok(prepared),
+                Err(error) => Err(self.failure(&error).await),
+            },
+        }
+    }
+
+    /// Rows and bytes copied.
+    async fn upload(&self, prepared: &Prepared, supply: &Supply) -> Result<(u64, usize), StatementError> {
+        let wire = &self.backend().wire;
+        let failures = wire.failures();
+        let Some(mut supplied) = supply.open() else { return Err(self.break_off().await) };
+        wire.expect(Bind::CopyIn);
+        let sink = match self.backend().client.copy_in::<_, Bytes>(prepared).await {
+            Ok(sink) => sink,
+            Err(error) => return Err(self.failure(&error).await),
+        };
+        let mut sink = Box::pin(sink);
+        let mut bytes = 0;
+        // PostgreSQL says what is wrong with the data as soon as it knows, but the driver only at the end.
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = wire.failed_after(failures) => break,
+                next = supplied.next() => next,
+            };
+            match next {
+                Ok(Some(data)) => {
+                    bytes += data.len();
+                    if sink.send(data).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(_) => {
+                    // Unfinished, it is told to PostgreSQL to be broken off.
+                    drop(sink);
+                    return Err(self.break_off().await);
+                }
+            }
+        }
+        match sink.as_mut().finish().await {
+            Ok(rows) => Ok((rows, bytes)),
+            Err(error) => Err(self.failure(&error).await),
+        }
+    }
+
+    /// Rows and bytes copied.
+    async fn download(&self, prepared: &Prepared, sink: &Sink) -> Result<(u64, usize), StatementError> {
+        let wire = &self.backend().wire;
+        wire.forget_tags();
+        wire.expect(Bind::AsItIs);
+        let stream = match self.backend().client.copy_out(prepared).await {
+            Ok(stream) => stream,
+            Err(error) => return Err(self.failure(&error).await),
+        };
+        let mut stream = pin!(stream);
+        let mut bytes = 0;
+        while let Some(data) = stream.next().await {
+            let data = match data {
+                Ok(data) => data,
+                Err(error) => return Err(self.failure(&error).await),
+            };
+            bytes += data.len();
+            if sink.put(Part::Data(data)).await == Err(Closed) {
+                // Somebody is stopping it. What it still sends would block everything behind it.
+                while let Some(Ok(_)) = stream.next().await {}
+                return Err(self.break_off().await);
+            }
+        }
+        let tag = wire.next_tag().unwrap_or_default();
+        let rows = tag.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
+        Ok((rows, bytes))
+    }
+
+    /// Leaves the transaction failed, however far the COPY has come.
+    async fn break_off(&self) -> StatementError {
+        self.abandon(None, VecDeque::new(), Error::CallerLeft).await
+    }
+
+    /// What has been copied as a result, with the transaction's id known.
+    async fn copied(&self, copied: Result<(u64, usize), StatementError>) -> Result<Vec<ResultSet>, Stopped> {
+        let stopped = |error| Stopped { index: 0, error };
+        let (row_count, bytes) = copied.map_err(stopped)?;
+        if self.xid.get().is_none() {
+            let answers: Result<Vec<SimpleQueryMessage>, DriverError> =
+                self.backend().client.simple_query(TRANSACTION_ID).await;
+            match answers {
+                Ok(answers) => {
+                    if let Some(xid) = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()) {
+                        self.xid.get_or_init(|| xid);
+                    }
+                }
+                Err(error) => return Err(stopped(self.failure(&error).await)),
+            }
+        }
+        let wire = &self.backend().wire;
+        wire.settled().await.map_err(|lost| stopped(StatementError::Lost(lost)))?;
+        let mut notices = wire.take_notices();
+        notices.truncate(NOTICES_MAX);
+        Ok(vec![ResultSet {
+            row_count,
+            bytes,
+            notices,
+            command_tag: format!("COPY {row_count}"),
+            ..ResultSet::default()
+        }])
+    }
+}
+
+fn table_sql(table: &Table) -> String {
+    let Table { schema, name, columns } = table;
+    let mut sql = String::new();
+    if let Some(schema) = schema {
+        sql = quoted_identifier(schema) + ".";
+    }
+    sql += &quoted_identifier(name);
+    if !columns.is_empty() {
+        let columns: Vec<_> = columns.iter().map(|column| quoted_identifier(column)).collect();
+        write!(sql, " ({})", columns.join(", ")).expect("a String takes everything");
+    }
+    sql
+}
+
+fn options_sql(options: &CopyOptions) -> String {
+    let CopyOptions { format, header, delimiter, null, quote, escape } = options;
+    let format = match format {
+        CopyFormat::Text => "text",
+        CopyFormat::Csv => "csv",
+        CopyFormat::Binary => "binary",
+    };
+    let mut sql = format!("FORMAT {format}");
+    if *header {
+        sql += ", HEADER true";
+    }
+    for (name, value) in [("DELIMITER", delimiter), ("NULL", null), ("QUOTE", quote), ("ESCAPE", escape)] {
+        if let Some(value) = value {
+            write!(sql, ", {name} {}", quoted_literal(value)).expect("a String takes everything");
+        }
+    }
+    sql
+}
