@@ -3,7 +3,7 @@
 //! Invariant: what is written here is what prost would have encoded.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use prost::encoding::{self, DecodeContext, WireType, encode_varint, encoded_len_varint};
+use prost::encoding::{self, DecodeContext, WireType, encoded_len_varint};
 use prost::{DecodeError, Message};
 
 use super::{convert, pb};
@@ -67,6 +67,34 @@ impl Message for Row {
     }
 }
 
+/// What stands before a value: put together here, and written at once.
+#[derive(Default)]
+struct Head {
+    /// Two tags and two varints.
+    bytes: [u8; 22],
+    length: usize,
+}
+
+impl Head {
+    fn put(&mut self, byte: u8) {
+        self.bytes[self.length] = byte;
+        self.length += 1;
+    }
+
+    fn put_varint(&mut self, mut value: u64) {
+        while value >= 0x80 {
+            // Its lowest seven bits, and that more follow.
+            self.put(value.to_le_bytes()[0] | 0x80);
+            value >>= 7;
+        }
+        self.put(value.to_le_bytes()[0]);
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.length]
+    }
+}
+
 /// Writes a value as one of a row's.
 pub fn write(out: &mut BytesMut, value: ValueRef<'_>) {
     /// The tags of `Row.values` and of `Value`'s kinds.
@@ -80,11 +108,12 @@ pub fn write(out: &mut BytesMut, value: ValueRef<'_>) {
 
     let delimited = |out: &mut BytesMut, tag: u8, bytes: &[u8]| {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        out.reserve(bytes.len() + 16);
-        out.put_u8(VALUES);
-        encode_varint(1 + u64::try_from(encoded_len_varint(length)).unwrap_or(0) + length, out);
-        out.put_u8(tag);
-        encode_varint(length, out);
+        let mut head = Head::default();
+        head.put(VALUES);
+        head.put_varint(1 + u64::try_from(encoded_len_varint(length)).unwrap_or(0) + length);
+        head.put(tag);
+        head.put_varint(length);
+        out.put_slice(head.bytes());
         out.put_slice(bytes);
     };
     match value {
@@ -92,14 +121,17 @@ pub fn write(out: &mut BytesMut, value: ValueRef<'_>) {
         ValueRef::Bool(value) => out.put_slice(&[VALUES, 2, BOOL, u8::from(value)]),
         ValueRef::Int(value) => {
             let value = value.cast_unsigned();
-            // No varint is longer than ten bytes.
-            let length = u8::try_from(encoded_len_varint(value)).unwrap_or(10);
-            out.put_slice(&[VALUES, 1 + length, INT]);
-            encode_varint(value, out);
+            let mut head = Head::default();
+            head.put(VALUES);
+            head.put_varint(1 + u64::try_from(encoded_len_varint(value)).unwrap_or(0));
+            head.put(INT);
+            head.put_varint(value);
+            out.put_slice(head.bytes());
         }
         ValueRef::Double(value) => {
-            out.put_slice(&[VALUES, 9, DOUBLE]);
-            out.put_f64_le(value);
+            let mut head = [VALUES, 9, DOUBLE, 0, 0, 0, 0, 0, 0, 0, 0];
+            head[3..].copy_from_slice(&value.to_le_bytes());
+            out.put_slice(&head);
         }
         ValueRef::Text(text) => delimited(out, STRING, text.as_bytes()),
         ValueRef::Bytes(bytes) => delimited(out, BYTES, bytes),
