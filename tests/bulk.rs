@@ -313,6 +313,40 @@ async fn data_that_does_not_say_that_it_is_complete_is_not_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_fails_behind_the_last_row_is_told() {
+    let database = Database::create();
+    database.psql("CREATE TABLE cards (account int REFERENCES accounts); ALTER TABLE cards OWNER TO broker");
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    for before in [None, Some("UPDATE accounts SET balance = 7")] {
+        if let Some(before) = before {
+            session.execute(before).await.unwrap();
+        }
+        let insert = query("INSERT INTO cards VALUES (99) RETURNING account");
+        let request = pb::CopyOutRequest { context: of(&session), ..insert };
+        let failure = copy_out(&broker, request).await.end.unwrap_err();
+        assert_eq!((failure.code, failure.metadata["sqlstate"].as_str()), (Code::FailedPrecondition, "23503"));
+        assert_eq!(failure.transaction_state(), TransactionState::Failed);
+        session.rollback().await.unwrap();
+    }
+    assert_eq!(database.balances(), "100 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_larger_than_a_result_may_be_is_refused() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    let sql = "SELECT repeat('x', CASE n WHEN 500 THEN 5000000 ELSE 10 END) FROM generate_series(1, 1000) AS n";
+    let request = pb::CopyOutRequest { context: of(&session), ..query(sql) };
+    let failure = copy_out(&broker, request).await.end.unwrap_err();
+    assert_eq!((failure.code, failure.reason.as_str()), (Code::ResourceExhausted, "RESULT_TOO_LARGE"));
+    assert_eq!(failure.transaction_state(), TransactionState::Failed);
+    session.rollback().await.unwrap();
+    session.execute_and_commit("SELECT 1").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_that_leaves_in_the_middle_leaves_nothing() {
     let database = database_with_things();
     let broker = Broker::start(&database).await;

@@ -63,6 +63,21 @@ async fn a_result_comes_in_chunks_and_a_trailer_closes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_without_columns_come_in_chunks_too() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    for result_format in [pb::ResultFormat::Values, pb::ResultFormat::Packed] {
+        let request = session.streaming("SELECT FROM generate_series(1, 100000)", vec![]);
+        let streamed =
+            session.stream(pb::ExecuteStreamRequest { result_format: result_format.into(), ..request }).await;
+        assert_eq!(streamed.end.unwrap().row_count, 100_000);
+        assert_eq!(streamed.chunks.iter().map(|chunk| chunk.row_count).sum::<u32>(), 100_000);
+        assert!(streamed.chunks.iter().all(|chunk| chunk.row_count < 10_000));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn rows_larger_than_a_chunk_come_whole() {
     let database = Database::create();
     let broker = Broker::start(&database).await;

@@ -237,3 +237,20 @@ async fn columns_and_tags_are_postgresqls_own() {
         assert_eq!((result.command_tag.as_str(), result.rows.len(), result.row_count), (tag, rows, count), "{sql}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_changes_the_encoding_fails_its_transaction() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    for sql in ["SET client_encoding = 'LATIN1'", "SELECT set_config('client_encoding', 'LATIN1', true)"] {
+        session.execute("UPDATE accounts SET balance = 7").await.unwrap();
+        let failure = session.execute(sql).await.unwrap_err();
+        assert_eq!(failure.reason, "RESULT_UNRETURNABLE");
+        assert_eq!(failure.transaction_state(), pb::TransactionState::Failed);
+        session.rollback().await.unwrap();
+        let result = session.execute_and_commit("SELECT 'é'").await.unwrap();
+        assert_eq!(first_row(&result), [text("é")]);
+    }
+    assert_eq!(database.balances(), "100 100");
+}

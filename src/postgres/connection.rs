@@ -9,6 +9,7 @@ mod pipeline;
 use pipeline::Output;
 pub(super) use pipeline::PIPELINE_MAX;
 
+use std::future::Ready;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard, OnceLock, PoisonError};
@@ -68,6 +69,8 @@ pub(super) struct PooledConnection {
     /// Whether its transaction has run something that may have left a trace: a strict reset does not trust it, and
     /// names may mean something else to it than to others, so it neither uses nor fills the statement cache.
     soiled: AtomicBool,
+    /// It is not to be used again.
+    spent: AtomicBool,
 }
 
 impl PooledConnection {
@@ -82,6 +85,7 @@ impl PooledConnection {
             xid: OnceLock::new(),
             may_act: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
+            spent: AtomicBool::new(false),
         }
     }
 
@@ -115,7 +119,10 @@ impl PooledConnection {
         };
         if is_new {
             self.learn_delimiters(&prepared).await?;
-            self.cache(statement, &prepared);
+            // Another transaction's search_path may have another type of that name.
+            if !statement.parameters().iter().any(|parameter| is_found_on_path(parameter.type_name.as_deref())) {
+                self.cache(statement, &prepared);
+            }
         }
         // The driver looks unknown types up with statements of its own.
         self.backend().wire.forget_tags();
@@ -277,7 +284,7 @@ impl PooledConnection {
 
     async fn reset(&self) -> Result<(), Lost> {
         let Backend { client, wire, .. } = self.backend();
-        if !self.canceller.is_settled() {
+        if !self.canceller.is_settled() || self.spent.load(Ordering::Relaxed) {
             return Err(Lost("a cancel request may still be on its way".into()));
         }
         let must_be_idle = |status| match status {
@@ -340,7 +347,7 @@ impl Connection for PooledConnection {
                 self.run_or_prepare_afresh(begin, statements, output, limits).await
             }
             Work::CopyIn(what, supply) => self.copy_in(begin, &what.0, &what.1, supply).await,
-            Work::CopyOut(what, sink) => self.copy_out(begin, &what.0, &what.1, sink).await,
+            Work::CopyOut(what, sink) => self.copy_out(begin, &what.0, &what.1, sink, limits).await,
             Work::Stream(what, sink) => {
                 let output = Output { format: what.1, sink: Some(sink) };
                 self.run_or_prepare_afresh(begin, slice::from_ref(&what.0), output, limits).await
@@ -348,6 +355,12 @@ impl Connection for PooledConnection {
         };
         if done.is_err() {
             self.soiled.store(true, Ordering::Relaxed);
+        }
+        if done.is_ok() && self.backend().wire.has_other_encoding() {
+            // From here on, texts would change on their way, and nobody would know.
+            let why = Error::Unreturnable("client_encoding must stay UTF8".into());
+            let error = self.give_up(None::<Ready<()>>, why).await;
+            return Err(Stopped { index: 0, error });
         }
         done
     }
@@ -426,6 +439,12 @@ pub(super) fn first_row(answers: &[SimpleQueryMessage]) -> Option<&SimpleQueryRo
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
     })
+}
+
+/// Whether a type of that name depends on the search_path.
+fn is_found_on_path(name: Option<&str>) -> bool {
+    let named = name.map(value::named_type);
+    matches!(named, Some(Ok(NamedType::Database(type_))) if type_.schema.is_none())
 }
 
 /// What a prepared statement is kept by: its text, and the types given for its parameters.

@@ -133,7 +133,8 @@ impl ConnectOptions {
             config.password(password);
         }
         // As text is printed here too; what is set below comes later, and goes over them.
-        let mut options = String::from(" -c DateStyle=ISO -c IntervalStyle=postgres -c bytea_output=hex");
+        let mut options =
+            String::from(" -c DateStyle=ISO -c IntervalStyle=postgres -c bytea_output=hex -c extra_float_digits=1");
         for (name, value) in &self.settings {
             write!(options, " -c {name}=").expect("a String takes everything");
             for c in value.chars() {

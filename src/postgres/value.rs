@@ -136,7 +136,7 @@ pub(super) enum NamedType {
 /// A type that PostgreSQL has to be asked for: in its schema, or the first on the search path.
 #[derive(Debug)]
 pub(super) struct DatabaseType {
-    schema: Option<String>,
+    pub(super) schema: Option<String>,
     name: String,
     array: bool,
 }
@@ -475,10 +475,10 @@ pub(super) fn encode(parameters: &[Parameter], types: &[Type], delimiters: &Deli
 
 fn encode_one(value: &Value, type_: &Type, delimiters: &Delimiters) -> Result<Encoded, String> {
     let type_ = base(type_);
-    match (value, type_.kind()) {
+    match (value, element(type_)) {
         (Value::Null, _) => Ok(Encoded::Null),
         (Value::Bytes(bytes), _) if *type_ == Type::BYTEA => Ok(Encoded::Binary(bytes.clone())),
-        (Value::List(list), Kind::Array(element)) => {
+        (Value::List(list), Some(element)) => {
             let element = base(element);
             array_literal::print(list, delimiters.of(element), |value| print(value, element)).map(Encoded::Text)
         }

@@ -26,6 +26,9 @@ use crate::broker::statement::{NOTICES_MAX, WireFormat};
 /// The most tags kept between two looks: a pipeline of statements brings one each.
 const TAGS_MAX: usize = 2 * PIPELINE_MAX;
 
+/// How much room for changed messages is kept.
+const CHANGED_KEPT_BYTES: usize = 64 * 1024;
+
 /// What has been seen on one connection.
 #[derive(Debug)]
 pub(super) struct Wire {
@@ -68,6 +71,8 @@ struct Seen {
     backend_pid: Option<i32>,
     /// Prepared statements the server has confirmed, less those it has closed.
     prepared: i64,
+    /// Text travels in another encoding than UTF-8.
+    other_encoding: bool,
     /// Requests that failed.
     failures: u32,
     /// Those that ended because somebody cancelled them.
@@ -87,6 +92,7 @@ impl Wire {
             notices: Vec::new(),
             backend_pid: None,
             prepared: 0,
+            other_encoding: false,
             failures: 0,
             cancelled: 0,
             binds: VecDeque::new(),
@@ -124,6 +130,11 @@ impl Wire {
     /// How many prepared statements the driver has on the server.
     pub(super) fn prepared(&self) -> i64 {
         self.lock().prepared
+    }
+
+    /// Whether text travels in another encoding than UTF-8.
+    pub(super) fn has_other_encoding(&self) -> bool {
+        self.lock().other_encoding
     }
 
     /// How many requests have failed.
@@ -250,6 +261,11 @@ impl Wire {
     fn received(&self, tag: u8, body: &[u8]) {
         match (tag, body) {
             (b'K', [a, b, c, d, ..]) => self.lock().backend_pid = Some(i32::from_be_bytes([*a, *b, *c, *d])),
+            (b'S', body) => {
+                if let Some(encoding) = body.strip_prefix(b"client_encoding\0") {
+                    self.lock().other_encoding = encoding != b"UTF8\0";
+                }
+            }
             (b'1', _) => self.lock().prepared += 1,
             (b'3', _) => self.lock().prepared -= 1,
             // The fields of an error begin with severity and SQLSTATE.
@@ -354,6 +370,10 @@ impl<S: AsyncWrite + Unpin> Watched<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             outgoing.changed.advance(count);
+        }
+        // One large request is no reason to keep so much for good.
+        if outgoing.changed.capacity() > CHANGED_KEPT_BYTES {
+            outgoing.changed = BytesMut::new();
         }
         Poll::Ready(Ok(()))
     }
@@ -460,6 +480,11 @@ impl Incoming {
     /// The longest tag PostgreSQL makes is 64 bytes.
     const KEPT_MAX: usize = 64;
 
+    /// Whether the message is a row, of a result or of a COPY.
+    fn is_row(&self) -> bool {
+        matches!(self.header.tag(), b'D' | b'd')
+    }
+
     /// What is held back, to be looked at again with what comes next.
     fn held(&self) -> &[u8] {
         &self.header.bytes[..self.held]
@@ -482,9 +507,9 @@ impl Incoming {
                     at = news.len() - rest.len();
                     if is_whole {
                         self.left = Some(self.header.body());
-                        self.taken_out = self.header.tag() == b'D' && self.header.body() > wire.row_bytes_max();
+                        self.taken_out = self.is_row() && self.header.body() > wire.row_bytes_max();
                         self.kept.clear();
-                    } else if filled_before == 0 && self.header.filled > 0 && self.header.tag() == b'D' {
+                    } else if filled_before == 0 && self.header.filled > 0 && self.is_row() {
                         self.held = self.header.filled;
                         return passed;
                     }
@@ -492,7 +517,7 @@ impl Incoming {
                 Some(left) => {
                     at += left.min(news.len() - at);
                     let now = &news[begin..at];
-                    if !matches!(self.header.tag(), b'D' | b'd') {
+                    if !self.is_row() {
                         self.kept.extend(now.iter().take(Self::KEPT_MAX - self.kept.len()));
                     }
                     self.left = Some(left - now.len());

@@ -98,7 +98,7 @@ impl Session {
             begin: self.begin(None),
             work,
             commit,
-            limits: ResultLimits { rows_max: u64::MAX, bytes_max: usize::MAX },
+            limits: ResultLimits { rows_max: u64::MAX, bytes_max: self.result_bytes_max() },
             deadline: self.deadline(class, timeout, grpc_deadline),
             answer_by: grpc_deadline,
             running: Stoppable::new(),

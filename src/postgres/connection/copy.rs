@@ -7,18 +7,20 @@ use std::fmt::Write;
 use std::pin::pin;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::FutureExt;
 use futures_util::{SinkExt, StreamExt};
+use tokio::time::timeout;
 use tokio_postgres::{SimpleQueryMessage, Statement as Prepared};
 
 use super::super::begin::{quoted_identifier, quoted_literal};
 use super::super::wire::Bind;
-use super::pipeline::TRANSACTION_ID;
+use super::pipeline::{CHUNK_BYTES, CHUNK_WAIT, TRANSACTION_ID};
 use super::{DriverError, PooledConnection, first_row};
 use crate::broker::bulk::{CopyFormat, CopyOptions, Source, Supply, Table};
-use crate::broker::engine::{StatementError, Stopped, TransactionOptions};
-use crate::broker::error::Error;
-use crate::broker::statement::{NOTICES_MAX, ResultSet};
+use crate::broker::engine::{Lost, StatementError, Stopped, TransactionOptions, TransactionStatus};
+use crate::broker::error::{Error, Exhausted};
+use crate::broker::statement::{NOTICES_MAX, ResultLimits, ResultSet};
 use crate::broker::stream::{Closed, Part, Sink};
 
 impl PooledConnection {
@@ -45,6 +47,7 @@ impl PooledConnection {
         source: &Source,
         options: &CopyOptions,
         sink: &Sink,
+        limits: ResultLimits,
     ) -> Result<Vec<ResultSet>, Stopped> {
         let copied = async {
             let source = match source {
@@ -58,7 +61,7 @@ impl PooledConnection {
             };
             let sql = format!("COPY {source} TO STDOUT ({})", options_sql(options));
             let prepared = self.prepare_copy(begin.take(), &sql).await?;
-            self.download(&prepared, sink).await
+            self.download(&prepared, sink, limits).await
         };
         self.copied(copied.await).await
     }
@@ -104,7 +107,9 @@ impl PooledConnection {
                 }
                 Ok(None) => break,
                 Err(_) => {
-                    // Unfinished, it is told to PostgreSQL to be broken off.
+                    // Unfinished, it is told to PostgreSQL to be broken off, which looks like a cancel: what cancel requests
+                    // there were can be told by it no more.
+                    self.spent.store(true, Ordering::Relaxed);
                     drop(sink);
                     return Err(self.break_off().await);
                 }
@@ -117,9 +122,15 @@ impl PooledConnection {
     }
 
     /// Rows and bytes copied.
-    async fn download(&self, prepared: &Prepared, sink: &Sink) -> Result<(u64, usize), StatementError> {
+    async fn download(
+        &self,
+        prepared: &Prepared,
+        sink: &Sink,
+        limits: ResultLimits,
+    ) -> Result<(u64, usize), StatementError> {
         let wire = &self.backend().wire;
         wire.forget_tags();
+        wire.take_out_rows(limits.bytes_max);
         wire.expect(Bind::AsItIs);
         let stream = match self.backend().client.copy_out(prepared).await {
             Ok(stream) => stream,
@@ -127,17 +138,46 @@ impl PooledConnection {
         };
         let mut stream = pin!(stream);
         let mut bytes = 0;
-        while let Some(data) = stream.next().await {
-            let data = match data {
-                Ok(data) => data,
-                Err(error) => return Err(self.failure(&error).await),
+        let mut data = BytesMut::new();
+        loop {
+            let next = match stream.next().now_or_never() {
+                Some(next) => Some(next),
+                None if data.is_empty() => Some(stream.next().await),
+                None => timeout(CHUNK_WAIT, stream.next()).await.ok(),
             };
-            bytes += data.len();
-            if sink.put(Part::Data(data)).await == Err(Closed) {
+            match &next {
+                Some(Some(Ok(row))) => {
+                    bytes += row.len();
+                    data.extend_from_slice(row);
+                }
+                Some(Some(Err(error))) => return Err(self.failure(error).await),
+                // It is late, or the last has come.
+                None | Some(None) => {}
+            }
+            let is_last = matches!(next, Some(None));
+            if wire.has_taken_rows_out() {
+                let why = Error::Exhausted(Exhausted::ResultBytes(limits.bytes_max));
+                let unread = async { while let Some(Ok(_)) = stream.next().await {} };
+                return Err(self.give_up(Some(unread), why).await);
+            }
+            if (is_last || next.is_none() || data.len() >= CHUNK_BYTES)
+                && !data.is_empty()
+                && sink.put(Part::Data(data.split().freeze())).await == Err(Closed)
+            {
                 // Somebody is stopping it. What it still sends would block everything behind it.
                 while let Some(Ok(_)) = stream.next().await {}
                 return Err(self.break_off().await);
             }
+            if is_last {
+                break;
+            }
+        }
+        // The data has come to its end, but triggers and foreign keys may still have their say. Where they have none, the
+        // driver expects no more, and the wire has seen how it ended.
+        if let Some(Err(error)) = stream.next().await
+            && error.as_db_error().is_some()
+        {
+            return Err(self.failure(&error).await);
         }
         let tag = wire.next_tag().unwrap_or_default();
         let rows = tag.rsplit(' ').next().and_then(|count| count.parse().ok()).unwrap_or(0);
@@ -166,7 +206,13 @@ impl PooledConnection {
             }
         }
         let wire = &self.backend().wire;
-        wire.settled().await.map_err(|lost| stopped(StatementError::Lost(lost)))?;
+        match wire.settled().await {
+            Ok(TransactionStatus::Open) => {}
+            Ok(status) => {
+                return Err(stopped(StatementError::Lost(Lost(format!("a COPY left its transaction {status:?}")))));
+            }
+            Err(lost) => return Err(stopped(StatementError::Lost(lost))),
+        }
         let mut notices = wire.take_notices();
         notices.truncate(NOTICES_MAX);
         Ok(vec![ResultSet {

@@ -38,6 +38,12 @@ pub(in crate::postgres) const PIPELINE_MAX: usize = 64;
 /// or the server is stuck, and only closing the connection helps.
 const CANCEL_WAIT: Duration = Duration::from_secs(2);
 
+/// How much is passed on at a time: large against what a message costs, small against what a caller accepts.
+pub(super) const CHUNK_BYTES: usize = 128 * 1024;
+
+/// How long rows wait for others to be passed on with.
+pub(super) const CHUNK_WAIT: Duration = Duration::from_millis(20);
+
 /// Sent right behind a statement while the transaction has no id that we know of: so it is known before COMMIT is sent.
 pub(super) const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
 
@@ -316,10 +322,8 @@ impl PooledConnection {
         sink: &Sink,
         budget: &mut Budget,
     ) -> Result<u64, NotPassed> {
-        /// How much is passed on at a time: large against what a message costs, small against what a caller accepts.
-        const CHUNK_BYTES: usize = 128 * 1024;
-        /// How long rows wait for others to be passed on with.
-        const CHUNK_WAIT: Duration = Duration::from_millis(20);
+        /// What a row takes beside its values.
+        const ROW_BYTES: usize = 32;
 
         let wire = &self.backend().wire;
         let mut rows = Unsent::default();
@@ -338,7 +342,7 @@ impl PooledConnection {
                 // The limit is on each row.
                 budget.bytes = budget.limits.bytes_max;
                 budget.read(&row, reading, &mut rows).map_err(NotPassed::GivenUp)?;
-                rows.bytes += budget.limits.bytes_max - budget.bytes;
+                rows.bytes += ROW_BYTES + budget.limits.bytes_max - budget.bytes;
             }
             if !is_last && !is_late && rows.bytes < CHUNK_BYTES {
                 continue;
@@ -389,8 +393,14 @@ impl PooledConnection {
         rest: VecDeque<Sent<'_>>,
         why: Error,
     ) -> StatementError {
+        let unread = (rows.is_some() || !rest.is_empty()).then(|| drain(rows, rest));
+        self.give_up(unread, why).await
+    }
+
+    /// The same, with what has to be read yet.
+    pub(super) async fn give_up(&self, unread: Option<impl Future<Output = ()>>, why: Error) -> StatementError {
         let Backend { client, wire, .. } = self.backend();
-        if rows.is_some() || !rest.is_empty() {
+        if let Some(unread) = unread {
             let cancelling = async {
                 match timeout(CANCEL_WAIT, self.canceller.cancel()).await {
                     // Unless it was sent, nothing can come of it: all is being read.
@@ -399,7 +409,7 @@ impl PooledConnection {
                     Err(_) => Err(Lost(format!("a cancel request was not dealt with within {CANCEL_WAIT:?}"))),
                 }
             };
-            if let Err(lost) = try_join!(cancelling, drain(rows, rest).map(Ok)) {
+            if let Err(lost) = try_join!(cancelling, unread.map(Ok)) {
                 return StatementError::Lost(lost);
             }
         }
@@ -476,6 +486,10 @@ impl Staleness {
     fn of(error: &PgError) -> Option<Self> {
         match error.sqlstate.as_str() {
             "26000" => Some(Self::Certain),
+            // A type that it was prepared for has been dropped.
+            "XX000" if matches!(error.routine.as_deref(), Some("getTypeInputInfo" | "getTypeBinaryInputInfo")) => {
+                Some(Self::Certain)
+            }
             "0A000" if error.routine.as_deref() == Some("RevalidateCachedQuery") => Some(Self::Certain),
             sqlstate if sqlstate.starts_with("42") => Some(Self::Possible),
             _ => None,
