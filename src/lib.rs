@@ -23,7 +23,9 @@
 //!
 //! The way of one Execute, five rooms, no turning back: `grpc::service` decodes, `broker::registry` finds the session
 //! or why it ended, `broker::session` suspends the lease and waits for the turn, `broker::transaction` owns the
-//! connection and the deadline, `postgres::connection` runs the statement and reads the rows.
+//! connection and the deadline, `postgres::connection` runs the statement and reads the rows. Results of any size and
+//! COPY take the same way part by part, through `broker::stream` and `broker::bulk`; notifications have a connection of
+//! their own, in `postgres::listener`.
 //!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
