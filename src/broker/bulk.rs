@@ -10,7 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::engine::Work;
+use super::engine::{Work, is_name};
 use super::error::{Error, Failure};
 use super::principal::Principal;
 use super::run::{Own, without_session};
@@ -85,7 +85,6 @@ impl Table {
     /// # Errors
     /// [`Error::Invalid`] naming the field.
     pub fn new(text: &str, columns: Vec<String>) -> Result<Self, Error> {
-        let is_name = |name: &str| (1..=63).contains(&name.len()) && !name.contains('\0');
         let (schema, name) = text.split_once('.').map_or((None, text), |(schema, name)| (Some(schema), name));
         if !is_name(name) || !schema.is_none_or(is_name) {
             return Err(Error::invalid(

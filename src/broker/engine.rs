@@ -330,22 +330,33 @@ impl SavepointAction {
     }
 }
 
+/// The longest name: PostgreSQL cuts longer ones short.
+const NAME_BYTES_MAX: usize = 63;
+
+/// Whether PostgreSQL keeps a name as it is, in quotes.
+pub(super) fn is_name(name: &str) -> bool {
+    (1..=NAME_BYTES_MAX).contains(&name.len()) && !name.contains('\0')
+}
+
+/// Says what is wrong with a name that PostgreSQL would not keep as it is.
+pub(super) fn check_name(field: &str, name: &str) -> Result<(), Error> {
+    if is_name(name) {
+        Ok(())
+    } else {
+        Err(Error::invalid(field, format!("must be 1 to {NAME_BYTES_MAX} bytes without NUL")))
+    }
+}
+
 /// A name that PostgreSQL keeps as it is: 1 to 63 bytes without NUL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SavepointName(String);
 
 impl SavepointName {
-    /// PostgreSQL cuts longer names short.
-    const BYTES_MAX: usize = 63;
-
     /// # Errors
     /// [`Error::Invalid`] for that field.
     pub fn new(field: &str, name: String) -> Result<Self, Error> {
-        if (1..=Self::BYTES_MAX).contains(&name.len()) && !name.contains('\0') {
-            Ok(Self(name))
-        } else {
-            Err(Error::invalid(field, format!("must be 1 to {} bytes without NUL", Self::BYTES_MAX)))
-        }
+        check_name(field, &name)?;
+        Ok(Self(name))
     }
 
     /// The name.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::engine::Notifications;
+use super::engine::{Notifications, check_name};
 use super::error::Error;
 use super::principal::Principal;
 use super::{BeginSession, Broker};
@@ -24,17 +24,11 @@ const CHANNELS_MAX: usize = 64;
 pub struct ChannelName(Arc<str>);
 
 impl ChannelName {
-    /// LISTEN cuts longer names short, and NOTIFY refuses them.
-    const BYTES_MAX: usize = 63;
-
     /// # Errors
     /// [`Error::Invalid`] for that field.
     pub fn new(field: &str, name: &str) -> Result<Self, Error> {
-        if (1..=Self::BYTES_MAX).contains(&name.len()) && !name.contains('\0') {
-            Ok(Self(name.into()))
-        } else {
-            Err(Error::invalid(field, format!("must be 1 to {} bytes without NUL", Self::BYTES_MAX)))
-        }
+        check_name(field, name)?;
+        Ok(Self(name.into()))
     }
 
     /// The name.

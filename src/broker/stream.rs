@@ -2,7 +2,6 @@
 //!
 //! Invariant: no more than a few parts are held at a time; a caller that does not take them makes PostgreSQL wait.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
@@ -27,13 +26,13 @@ pub enum Part {
 }
 
 /// Where parts are put.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Sink {
     parts: mpsc::Sender<Part>,
     /// Nobody wants any more of it.
     closed: CancellationToken,
     /// Something has been put in.
-    begun: Arc<AtomicBool>,
+    begun: AtomicBool,
 }
 
 /// Nobody takes the parts any more.
@@ -44,7 +43,7 @@ impl Sink {
     /// A sink, and where its parts come out.
     pub(super) fn new() -> (Self, mpsc::Receiver<Part>) {
         let (parts, taken) = mpsc::channel(PARTS_MAX);
-        (Self { parts, closed: CancellationToken::new(), begun: Arc::default() }, taken)
+        (Self { parts, closed: CancellationToken::new(), begun: AtomicBool::new(false) }, taken)
     }
 
     /// Puts a part in when there is room.

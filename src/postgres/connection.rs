@@ -110,13 +110,7 @@ impl PooledConnection {
                 None => self.backend().client.prepare_typed(statement.sql(), &types).await,
             }
         };
-        let prepared = match begin {
-            None => match prepare.await {
-                Ok(prepared) => prepared,
-                Err(error) => return Err(self.failure(&error).await),
-            },
-            Some(options) => self.begin(options, prepare).await?,
-        };
+        let prepared = self.request(begin, prepare).await?;
         if is_new {
             self.learn_delimiters(&prepared).await?;
             // Another transaction's search_path may have another type of that name.
@@ -136,10 +130,7 @@ impl PooledConnection {
         for type_ in columns.chain(prepared.params()) {
             let Some(oid) = delimiters.lacks(type_) else { continue };
             let question = format!("SELECT typdelim FROM pg_catalog.pg_type WHERE oid OPERATOR(pg_catalog.=) {oid}");
-            let answers = match self.backend().client.simple_query(&question).await {
-                Ok(answers) => answers,
-                Err(error) => return Err(self.failure(&error).await),
-            };
+            let answers = self.request(None, self.backend().client.simple_query(&question)).await?;
             let delimiter = first_row(&answers).and_then(|row| row.get(0)?.chars().next());
             Arc::make_mut(&mut delimiters).note(oid, delimiter.unwrap_or(','));
             *self.backend().delimiters.lock().unwrap_or_else(PoisonError::into_inner) = delimiters.clone();
@@ -149,6 +140,28 @@ impl PooledConnection {
 
     fn delimiters(&self) -> Arc<Delimiters> {
         self.backend().delimiters.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Has PostgreSQL do something harmless, in a transaction begun in the same round trip if asked to.
+    async fn request<T>(
+        &self,
+        begin: Option<&TransactionOptions>,
+        request: impl Future<Output = Result<T, DriverError>>,
+    ) -> Result<T, StatementError> {
+        match begin {
+            Some(options) => self.begin(options, request).await,
+            None => match request.await {
+                Ok(done) => Ok(done),
+                Err(error) => Err(self.failure(&error).await),
+            },
+        }
+    }
+
+    /// Notes the transaction's id, if PostgreSQL has told one.
+    fn note_xid(&self, answers: &[SimpleQueryMessage]) {
+        if let Some(xid) = first_row(answers).and_then(|row| row.get(0)?.parse().ok()) {
+            self.xid.get_or_init(|| xid);
+        }
     }
 
     /// Begins the transaction and has PostgreSQL do something harmless in the same round trip.
@@ -210,13 +223,7 @@ impl PooledConnection {
     ) -> Result<Option<Type>, StatementError> {
         let client = &self.backend().client;
         let question = type_.question();
-        let answers = match begin {
-            Some(options) => self.begin(options, client.simple_query(&question)).await?,
-            None => match client.simple_query(&question).await {
-                Ok(answers) => answers,
-                Err(error) => return Err(self.failure(&error).await),
-            },
-        };
+        let answers = self.request(begin, client.simple_query(&question)).await?;
         let oid = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()).filter(|oid| *oid != 0);
         // The driver learns its kind when the statement is prepared.
         Ok(oid.map(|oid| Type::new(String::new(), oid, tokio_postgres::types::Kind::Simple, String::new())))

@@ -11,12 +11,12 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::FutureExt;
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
-use tokio_postgres::{SimpleQueryMessage, Statement as Prepared};
+use tokio_postgres::Statement as Prepared;
 
 use super::super::begin::{quoted_identifier, quoted_literal};
 use super::super::wire::Bind;
+use super::PooledConnection;
 use super::pipeline::{CHUNK_BYTES, CHUNK_WAIT, TRANSACTION_ID};
-use super::{DriverError, PooledConnection, first_row};
 use crate::broker::bulk::{CopyFormat, CopyOptions, Source, Supply, Table};
 use crate::broker::engine::{Lost, StatementError, Stopped, TransactionOptions, TransactionStatus};
 use crate::broker::error::{Error, Exhausted};
@@ -67,16 +67,9 @@ impl PooledConnection {
     }
 
     async fn prepare_copy(&self, begin: Option<&TransactionOptions>, sql: &str) -> Result<Prepared, StatementError> {
-        let client = &self.backend().client;
         self.may_act.store(true, Ordering::Relaxed);
         self.soiled.store(true, Ordering::Relaxed);
-        match begin {
-            Some(options) => self.begin(options, client.prepare(sql)).await,
-            None => match client.prepare(sql).await {
-                Ok(prepared) => Ok(prepared),
-                Err(error) => Err(self.failure(&error).await),
-            },
-        }
+        self.request(begin, self.backend().client.prepare(sql)).await
     }
 
     /// Rows and bytes copied.
@@ -194,16 +187,8 @@ impl PooledConnection {
         let stopped = |error| Stopped { index: 0, error };
         let (row_count, bytes) = copied.map_err(stopped)?;
         if self.xid.get().is_none() {
-            let answers: Result<Vec<SimpleQueryMessage>, DriverError> =
-                self.backend().client.simple_query(TRANSACTION_ID).await;
-            match answers {
-                Ok(answers) => {
-                    if let Some(xid) = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()) {
-                        self.xid.get_or_init(|| xid);
-                    }
-                }
-                Err(error) => return Err(stopped(self.failure(&error).await)),
-            }
+            let asking = self.backend().client.simple_query(TRANSACTION_ID);
+            self.note_xid(&self.request(None, asking).await.map_err(stopped)?);
         }
         let wire = &self.backend().wire;
         match wire.settled().await {

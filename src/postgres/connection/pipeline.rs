@@ -20,7 +20,7 @@ use tokio_postgres::{RowStream, Statement as Prepared};
 use super::super::opener::Backend;
 use super::super::value::{self, Delimiters, Raw, Refusal};
 use super::super::wire::Bind;
-use super::{DriverError, PooledConnection, first_row};
+use super::{DriverError, PooledConnection};
 use crate::broker::engine::{
     Canceller, Connection, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
 };
@@ -214,11 +214,7 @@ impl PooledConnection {
         let stopped = |error| Halt { index: statements.len() - 1, error, was_cached: false };
         match transaction_id {
             None => {}
-            Some(Ok(answers)) => {
-                if let Some(xid) = first_row(&answers).and_then(|row| row.get(0)?.parse().ok()) {
-                    self.xid.get_or_init(|| xid);
-                }
-            }
+            Some(Ok(answers)) => self.note_xid(&answers),
             // A cancel that came too late for the statement.
             Some(Err(error)) => return Err(stopped(self.failure(&error).await)),
         }
