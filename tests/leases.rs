@@ -10,7 +10,7 @@ use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::error::{Bound, EndReason, Error};
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile, Profiles};
-use session_broker::broker::session::{ExecuteCall, Session, TransactionState};
+use session_broker::broker::session::{CallOptions, ExecuteCall, Session, TransactionState};
 use session_broker::broker::statement::{ResultFormat, Statement};
 use session_broker::broker::token::SessionToken;
 use session_broker::broker::{BeginSession, Broker};
@@ -42,13 +42,8 @@ pub(crate) fn call(commit: bool) -> ExecuteCall {
     ExecuteCall {
         statements: [statement].into(),
         format: ResultFormat::Values,
-        commit,
-        transaction: None,
         numbered: None,
-        class: None,
-        rows_max: None,
-        timeout: None,
-        grpc_deadline: None,
+        options: CallOptions { commit, ..CallOptions::default() },
     }
 }
 
@@ -151,11 +146,12 @@ async fn the_shortest_time_limit_wins_and_is_named() {
     ] {
         let (broker, _) = broker(gates, profile.clone(), Limits::default());
         let session = begin(&broker, SECOND);
-        let timed = ExecuteCall {
+        let options = CallOptions {
             timeout: timeout.map(Duration::from_secs),
             grpc_deadline: grpc.map(|seconds| Instant::now() + seconds * SECOND),
-            ..call(false)
+            ..CallOptions::default()
         };
+        let timed = ExecuteCall { options, ..call(false) };
         let failure = session.execute(timed).await.unwrap_err();
         assert_eq!(failure.error, Error::DeadlineExceeded { bound, after: seconds * SECOND });
     }

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 use crate::batches::{batch, kinds, one, place};
 use crate::command_line::Program;
 use crate::support::{
-    Broker, COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, int, millis, seconds, text, wait_until,
+    Broker, COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, int, list, millis, seconds, text, wait_until,
 };
 use pb::{Outcome, TransactionState};
 
@@ -339,6 +339,67 @@ async fn the_lowest_of_all_limits_on_results_wins() {
     for failure in [executed, batched, broker.run(in_one_call).await.unwrap_err()] {
         too_large(&failure);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profiles_limits_on_values_hold_for_what_is_sent_and_for_what_comes() {
+    let database = Database::create();
+    let sections = "[profiles.default]\nvalue_bytes_max = 2000\nparameters_bytes_max = 5000\nlist_depth_max = 2";
+    let broker = Broker::start_with(&database, "", sections).await;
+    let session = broker.session().await;
+    let text = |bytes: usize| text(&"x".repeat(bytes));
+    let pairs = |count: usize| list(vec![list(vec![int(1), int(2)]); count]);
+    let length = |kind| session.statement("SELECT length($1::text)", vec![kind]);
+    let array = |kind| session.statement("SELECT array_ndims($1::int4[])", vec![kind]);
+    let together = |bytes| {
+        session.statement("SELECT length($1::text || $2::text || $3::text)", vec![text(2000), text(2000), text(bytes)])
+    };
+    for (request, expected) in
+        [(length(text(2000)), 2000), (array(pairs(125)), 2), (together(1000), 5000), (array(list(vec![int(1)])), 1)]
+    {
+        assert_eq!(first_row(&session.run(request).await.unwrap()), [int(expected)]);
+    }
+    session.execute("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
+    for (request, field, limit) in [
+        (length(text(2001)), "parameters[0].value", "value_bytes_max is 2000"),
+        (array(pairs(126)), "parameters[0].value", "value_bytes_max is 2000"),
+        (array(list(vec![pairs(1)])), "parameters[0].value", "list_depth_max is 2"),
+        (together(1001), "parameters", "parameters_bytes_max is 5000"),
+    ] {
+        let pb::ExecuteRequest { sql, parameters, .. } = request.clone();
+        let streaming =
+            pb::ExecuteStreamRequest { parameters: parameters.clone(), ..session.streaming(&sql, Vec::new()) };
+        let streamed = session.stream(streaming).await.end.unwrap_err();
+        let second = pb::BatchStatement { sql: sql.clone(), parameters: parameters.clone(), ..Default::default() };
+        let batched =
+            session.execute_batch(batch(vec![one("UPDATE accounts SET balance = 8"), second])).await.unwrap_err();
+        let statements = vec![pb::RunStatement { sql, parameters, ..Default::default() }];
+        let in_one_call = broker.run(pb::RunRequest { statements, ..Default::default() }).await.unwrap_err();
+        let executed = session.run(request).await.unwrap_err();
+        for (failure, prefix) in
+            [(streamed, ""), (executed, ""), (batched, "statements[1]."), (in_one_call, "statements[0].")]
+        {
+            refused(&failure, &format!("{prefix}{field}"));
+            assert!(failure.message.contains(limit), "{}", failure.message);
+            if prefix != "statements[0]." {
+                assert_eq!(failure.transaction_state(), TransactionState::Open);
+            }
+        }
+    }
+    // Nothing of the refused calls ran, and the transaction is as it was.
+    session.commit().await.unwrap();
+    assert_eq!(database.balances(), "7 100");
+    for sql in ["SELECT 'short', repeat('x', 2001)", "SELECT ARRAY[repeat('x', 1000), repeat('x', 1000)]"] {
+        let executed = session.execute(sql).await.unwrap_err();
+        session.rollback().await.unwrap();
+        let streamed = session.stream(session.streaming(sql, vec![])).await.end.unwrap_err();
+        session.rollback().await.unwrap();
+        for failure in [executed, streamed] {
+            too_large(&failure);
+            assert!(failure.message.contains("2000 bytes"), "{}", failure.message);
+        }
+    }
+    session.execute("SELECT repeat('x', 2000), repeat('x', 2000)").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

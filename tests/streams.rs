@@ -256,6 +256,37 @@ async fn notices_come_with_the_stream_and_a_hundred_at_most() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_notice_comes_while_its_statement_runs_on() {
+    const WAITING: &str = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted";
+
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    for (sql, columns) in [
+        ("DO $$ BEGIN RAISE NOTICE 'half'; PERFORM pg_advisory_xact_lock(42); RAISE NOTICE 'whole'; END $$", 0),
+        ("SELECT halfway()", 1),
+    ] {
+        database.psql(
+            "CREATE OR REPLACE FUNCTION halfway() RETURNS int LANGUAGE plpgsql \
+             AS 'BEGIN RAISE NOTICE ''half''; PERFORM pg_advisory_xact_lock(42); RAISE NOTICE ''whole''; RETURN 1; END'",
+        );
+        let held = database.hold("DO $$ BEGIN PERFORM pg_advisory_xact_lock(42); END $$");
+        let mut parts = opened(&session, sql).await;
+        let Part::Header(header) = next(&mut parts).await else { panic!("the header comes first") };
+        let Part::Chunk(chunk) = next(&mut parts).await else { panic!("the notice comes next") };
+        assert_eq!(database.psql(WAITING), "1");
+        let notices: Vec<_> = chunk.notices.iter().map(|notice| notice.message.as_str()).collect();
+        assert_eq!((header.columns.len(), chunk.row_count, notices), (columns, 0, vec!["half"]), "{sql}");
+        drop(held);
+        let streamed = Streamed::read(parts).await;
+        let trailer = streamed.end.unwrap();
+        let notices: Vec<_> = streamed.chunks.iter().flat_map(|chunk| &chunk.notices).chain(&trailer.notices).collect();
+        assert_eq!((notices.len(), notices[0].message.as_str()), (1, "whole"), "{sql}");
+        session.commit().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_streams_limits_are_its_own() {
     let database = Database::create();
     let limits = "[profiles.default]\nresult_rows_max = 100\nresult_bytes_max = 4096";

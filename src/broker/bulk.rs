@@ -3,11 +3,9 @@
 //! Invariant: data that did not come to its end is not kept: whoever leaves in between fails the transaction.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::engine::{Work, is_name};
@@ -15,7 +13,7 @@ use super::error::{Error, Failure};
 use super::principal::Principal;
 use super::run::{Own, without_session};
 use super::session::streaming::{Streamed, Streaming};
-use super::session::{Executed, Session};
+use super::session::{Answer, CallOptions, Executed, Session};
 use super::statement::{Kind, Statement};
 use super::stream::Sink;
 use super::{BeginSession, Broker};
@@ -26,15 +24,9 @@ pub struct Copy<T> {
     /// Where from, or where to.
     pub what: T,
     /// How the data is written.
-    pub options: CopyOptions,
-    /// Commit when it has succeeded.
-    pub commit: bool,
-    /// The kind of the statement, by its name.
-    pub class: Option<String>,
-    /// The request's own time limit.
-    pub timeout: Option<Duration>,
-    /// When the caller's gRPC deadline passes.
-    pub grpc_deadline: Option<Instant>,
+    pub data: CopyOptions,
+    /// How it is done.
+    pub options: CallOptions,
 }
 
 /// A table and some of its columns.
@@ -196,7 +188,7 @@ pub struct CopyingIn {
     holder: Holder,
     /// `None` once all has been put in.
     put: Option<mpsc::Sender<Upload>>,
-    answer: oneshot::Receiver<Result<Executed, Failure>>,
+    answer: Answer,
 }
 
 /// Data on its way out. Dropped, it is broken off.
@@ -231,15 +223,19 @@ impl Holder {
     /// # Cancel safety
     /// Dropping the future before its turn copies nothing; later it fails the transaction.
     pub async fn copy_in(self, copy: Copy<Table>) -> Result<CopyingIn, Failure> {
-        let Copy { what, options, commit, class, timeout, grpc_deadline } = copy;
+        let Copy { what, data, options } = copy;
         let (supply, put) = Supply::new();
-        let work = Work::CopyIn(Box::new((what, options)), supply);
-        let commit = commit || self.own.is_some();
-        let answer = self.session.bulk(work, commit, class, timeout, grpc_deadline).await;
-        match answer {
+        let work = Work::CopyIn(Box::new((what, data)), supply);
+        match self.ask(work, options).await {
             Ok(answer) => Ok(CopyingIn { holder: self, put: Some(put), answer }),
             Err(failure) => Err(self.told(failure)),
         }
+    }
+
+    /// A transaction that has only a COPY ends with it.
+    async fn ask(&self, work: Work, options: CallOptions) -> Result<Answer, Failure> {
+        let commit = options.commit || self.own.is_some();
+        self.session.bulk(work, CallOptions { commit, ..options }).await
     }
 
     /// Begins to copy data to a caller. Returns when its turn has come.
@@ -250,12 +246,10 @@ impl Holder {
     /// # Cancel safety
     /// Dropping the future before its turn copies nothing; later it cancels the COPY.
     pub async fn copy_out(self, copy: Copy<Source>) -> Result<CopyingOut, Failure> {
-        let Copy { what, options, commit, class, timeout, grpc_deadline } = copy;
+        let Copy { what, data, options } = copy;
         let (sink, parts) = Sink::new();
-        let work = Work::CopyOut(Box::new((what, options)), sink);
-        let commit = commit || self.own.is_some();
-        let answer = self.session.bulk(work, commit, class, timeout, grpc_deadline).await;
-        match answer {
+        let work = Work::CopyOut(Box::new((what, data)), sink);
+        match self.ask(work, options).await {
             Ok(answer) => {
                 let streaming = Streaming::new(self.session.clone(), parts, answer);
                 Ok(CopyingOut { holder: self, streaming })

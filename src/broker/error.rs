@@ -134,6 +134,9 @@ pub enum Exhausted {
     /// A result's size.
     #[error("the result is larger than {0} bytes: narrow it, for example with LIMIT")]
     ResultBytes(usize),
+    /// One value's size.
+    #[error("the result has a value of more than {0} bytes: ask for a part of it, for example with substring()")]
+    ValueBytes(usize),
 }
 
 /// Which time limit bounds a statement.

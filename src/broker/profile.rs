@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::value::LIST_DEPTH_MAX;
+
 /// The profiles there are, and whose they are.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Profiles {
@@ -52,6 +54,12 @@ pub struct Profile {
     pub result_rows_max: u64,
     /// The most bytes of encoded values in one result.
     pub result_bytes_max: usize,
+    /// The most bytes of one value, in a parameter or a result.
+    pub value_bytes_max: usize,
+    /// The most bytes of all parameters of one call.
+    pub parameters_bytes_max: usize,
+    /// The most levels of lists in a parameter.
+    pub list_depth_max: usize,
     /// The most calls that run or wait on one session.
     pub session_queue_max: u32,
     /// The engines that sessions may name, the first for those that may not have the default engine. Empty: all.
@@ -100,6 +108,11 @@ impl Default for Profile {
             // Every gRPC client accepts messages of 4 MiB by default; half a mebibyte of it is for 1,600 columns, 100
             // notices and the state.
             result_bytes_max: 7 * 512 * 1024,
+            // Results and requests have their own limits: this is for who wants less.
+            value_bytes_max: 256 * 1024 * 1024,
+            // A request has half of it, in which small numbers take half of what they do here.
+            parameters_bytes_max: 32 * 1024 * 1024,
+            list_depth_max: LIST_DEPTH_MAX,
             // A session is one conversation: more than a few calls in flight is a caller's mistake.
             session_queue_max: 32,
             engines: Vec::new(),

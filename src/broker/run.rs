@@ -13,7 +13,7 @@ use super::engine::IdempotencyTable;
 use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::idempotency::{Fingerprint, Held, Outcome};
 use super::principal::Principal;
-use super::session::{ExecuteCall, Executed, Life, Session, TransactionState};
+use super::session::{CallOptions, ExecuteCall, Executed, Life, Session, TransactionState};
 use super::statement::{Parameter, ResultFormat, ResultSet, Statement};
 use super::transaction::{Deadline, Verdict};
 use super::value::Value;
@@ -208,27 +208,21 @@ impl Attempt<'_> {
 
     /// Runs what the caller wants run.
     async fn run_statements(&self, commit: bool) -> Result<Executed, Failure> {
-        self.execute(self.run.statements.clone(), commit, self.run.class.clone()).await
+        let options = CallOptions {
+            commit,
+            class: self.run.class.clone(),
+            rows_max: self.run.rows_max,
+            grpc_deadline: self.run.grpc_deadline,
+            ..CallOptions::default()
+        };
+        let statements = self.run.statements.clone();
+        self.session.execute(ExecuteCall { statements, format: ResultFormat::Values, numbered: None, options }).await
     }
 
-    async fn execute(
-        &self,
-        statements: Arc<[Statement]>,
-        commit: bool,
-        class: Option<String>,
-    ) -> Result<Executed, Failure> {
-        let call = ExecuteCall {
-            statements,
-            format: ResultFormat::Values,
-            commit,
-            transaction: None,
-            numbered: None,
-            class,
-            rows_max: self.run.rows_max,
-            timeout: None,
-            grpc_deadline: self.run.grpc_deadline,
-        };
-        self.session.execute(call).await
+    /// Runs a statement on the idempotency table.
+    async fn execute_own(&self, statement: Statement, commit: bool) -> Result<Executed, Failure> {
+        let options = CallOptions { commit, grpc_deadline: self.run.grpc_deadline, ..CallOptions::default() };
+        own(self.session.execute_own([statement].into(), options).await)
     }
 
     /// Keeps the key in the database, in the same transaction. Another call that holds it is waited for by PostgreSQL.
@@ -250,7 +244,7 @@ impl Attempt<'_> {
         let ran = self.run_statements(false).await?;
         let answer = self.answer(&ran.results)?;
         let keep = bound(&table.keep, [name(), vec![Value::Bytes(answer.into())]].concat())?;
-        let kept = own(self.execute([keep].into(), true, None).await).map_err(|failure| match failure.error {
+        let kept = self.execute_own(keep, true).await.map_err(|failure| match failure.error {
             // It was there when it was claimed.
             Error::ExpectationFailed { .. } => {
                 let problem = "the idempotency table did not take the answer: check its policies and triggers";
@@ -263,7 +257,7 @@ impl Attempt<'_> {
 
     /// Looks for the key in the table. What fails here tells nothing of the call that holds the key.
     async fn look(&self, statement: Statement) -> Result<Executed, Failure> {
-        let looked = own(self.execute([statement].into(), false, None).await);
+        let looked = self.execute_own(statement, false).await;
         if looked.is_err() {
             let _ = self.session.rollback().await;
         }

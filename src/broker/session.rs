@@ -25,7 +25,7 @@ use super::lease::{Judgement, Lease};
 use super::principal::Principal;
 use super::profile::{Class, Profile, ReaperMode};
 use super::reaper::Place;
-use super::statement::{ResultFormat, ResultLimits, ResultSet, Statement};
+use super::statement::{ResultFormat, ResultSet, Statement};
 use super::terms::Terms;
 use super::token::{SessionId, SessionToken};
 use super::transaction::{self, Call, Command, Deadline, Verdict};
@@ -266,12 +266,19 @@ pub struct ExecuteCall {
     pub statements: Arc<[Statement]>,
     /// How rows are returned.
     pub format: ResultFormat,
-    /// Commit when all have succeeded.
+    /// For a call that can be repeated.
+    pub numbered: Option<Numbered>,
+    /// How it is done.
+    pub options: CallOptions,
+}
+
+/// How a call is done.
+#[derive(Debug, Clone, Default)]
+pub struct CallOptions {
+    /// Commit when all has succeeded.
     pub commit: bool,
     /// How the transaction begins, for a call that begins it.
     pub transaction: Option<TransactionChoice>,
-    /// For a call that can be repeated.
-    pub numbered: Option<Numbered>,
     /// The kind of its statements, by its name.
     pub class: Option<String>,
     /// The caller's row limit.
@@ -281,6 +288,9 @@ pub struct ExecuteCall {
     /// When the caller's gRPC deadline passes.
     pub grpc_deadline: Option<Instant>,
 }
+
+/// Where the answer comes.
+pub(super) type Answer = oneshot::Receiver<Result<Executed, Failure>>;
 
 /// An Execute that succeeded.
 #[derive(Debug, Clone)]
@@ -382,42 +392,68 @@ impl Session {
     /// Dropping the future before its turn runs nothing; later it cancels the statement, but never a COMMIT.
     pub async fn execute(self: &Arc<Self>, call: ExecuteCall) -> Result<Executed, Failure> {
         let turn = self.turn().await?;
-        if let Some(numbered) = call.numbered
+        let ExecuteCall { statements, format, numbered, options } = call;
+        if let Some(numbered) = numbered
             && let Some(answer) = turn.repeated(numbered)
         {
             return answer;
         }
-        let ExecuteCall { statements, format, commit, transaction, numbered, class, rows_max, timeout, grpc_deadline } =
-            call;
-        let (turn, class) = self.check(turn, class.as_deref(), transaction)?;
+        let turn = self.check_parameters(turn, &statements)?;
+        let answer = self.ask(turn, Work::Statements(statements, format), numbered, options)?;
+        self.answered(answer).await
+    }
+
+    /// Runs the broker's own statements: the limits on what callers send are not for them.
+    pub(super) async fn execute_own(
+        self: &Arc<Self>,
+        statements: Arc<[Statement]>,
+        options: CallOptions,
+    ) -> Result<Executed, Failure> {
+        let turn = self.turn().await?;
+        let answer = self.ask(turn, Work::Statements(statements, ResultFormat::Values), None, options)?;
+        self.answered(answer).await
+    }
+
+    /// Refuses what callers send beyond the limits, before any of it runs.
+    fn check_parameters(&self, turn: Turn, statements: &[Statement]) -> Result<Turn, Failure> {
+        match self.terms.check_parameters(statements) {
+            Ok(()) => Ok(turn),
+            Err((index, error)) => Err(Failure { index: Some(index), ..turn.refuse(error) }),
+        }
+    }
+
+    /// Asks the transaction's task for work, and says where its answer will come; or what is wrong with the call that
+    /// can be seen now: its class's name, and options for a transaction that is open.
+    fn ask(
+        self: &Arc<Self>,
+        turn: Turn,
+        work: Work,
+        numbered: Option<Numbered>,
+        options: CallOptions,
+    ) -> Result<Answer, Failure> {
+        let CallOptions { commit, transaction, class, rows_max, timeout, grpc_deadline } = options;
+        let class = match class.map(|class| self.terms.class(&class)).transpose() {
+            Err(error) => return Err(turn.refuse(error)),
+            Ok(_) if transaction.is_some() && !turn.is_idle() => return Err(turn.refuse(transaction_is_open())),
+            Ok(class) => class.unwrap_or_default(),
+        };
         let (reply, answer) = oneshot::channel();
-        let execute = transaction::Execute {
+        self.dispatch(Command::Execute(transaction::Execute {
             begin: self.begin(transaction),
-            work: Work::Statements(statements, format),
             commit,
-            limits: self.terms.result_limits(class, rows_max),
+            limits: match work {
+                Work::Statements(..) => self.terms.result_limits(class, rows_max),
+                Work::Stream(..) | Work::CopyIn(..) | Work::CopyOut(..) | Work::Savepoint(..) => {
+                    self.terms.stream_limits(rows_max)
+                }
+            },
+            work,
             deadline: self.deadline(class, timeout, grpc_deadline),
             answer_by: grpc_deadline,
             running: Stoppable::new(),
             call: Call { turn, numbered, reply },
-        };
-        self.dispatch(Command::Execute(execute));
-        self.answered(answer).await
-    }
-
-    /// What is wrong with a call that can be seen now: its class's name, and options for a transaction that is open.
-    fn check(
-        &self,
-        turn: Turn,
-        class: Option<&str>,
-        transaction: Option<TransactionChoice>,
-    ) -> Result<(Turn, Class), Failure> {
-        let class = class.map(|class| self.terms.class(class)).transpose();
-        match class {
-            Err(error) => Err(turn.refuse(error)),
-            Ok(_) if transaction.is_some() && !turn.is_idle() => Err(turn.refuse(transaction_is_open())),
-            Ok(class) => Ok((turn, class.unwrap_or_default())),
-        }
+        }));
+        Ok(answer)
     }
 
     /// Sets a savepoint, releases it or rolls back to it. Setting one begins a transaction when there is none.
@@ -432,23 +468,11 @@ impl Session {
         grpc_deadline: Option<Instant>,
     ) -> Result<SessionState, Failure> {
         let turn = self.turn().await?;
-        match (turn.is_idle(), action) {
-            (true, SavepointAction::Release | SavepointAction::RollBackTo) => return Err(turn.refuse(action.unknown())),
-            (false, _) if transaction.is_some() => return Err(turn.refuse(transaction_is_open())),
-            (true, SavepointAction::Create) | (false, _) => {}
+        if turn.is_idle() && action != SavepointAction::Create {
+            return Err(turn.refuse(action.unknown()));
         }
-        let (reply, answer) = oneshot::channel();
-        let execute = transaction::Execute {
-            begin: self.begin(transaction),
-            work: Work::Savepoint(action, name),
-            commit: false,
-            limits: ResultLimits { rows_max: 0, bytes_max: 0 },
-            deadline: self.deadline(Class::default(), None, grpc_deadline),
-            answer_by: None,
-            running: Stoppable::new(),
-            call: Call { turn, numbered: None, reply },
-        };
-        self.dispatch(Command::Execute(execute));
+        let options = CallOptions { transaction, grpc_deadline, ..CallOptions::default() };
+        let answer = self.ask(turn, Work::Savepoint(action, name), None, options)?;
         self.answered(answer).await.map(|done| done.state)
     }
 

@@ -160,6 +160,8 @@ pub struct ResultLimits {
     /// Bytes of all values as encoded in the answer, and of the columns of all results but the first. Of a stream: of one
     /// row.
     pub bytes_max: usize,
+    /// Bytes of one value as PostgreSQL sends it.
+    pub value_bytes_max: usize,
 }
 
 /// How rows are returned.

@@ -12,7 +12,7 @@ use super::engine::TransactionOptions;
 use super::error::{Bound, Error};
 use super::principal::Principal;
 use super::profile::{Class, Profile, Profiles};
-use super::statement::ResultLimits;
+use super::statement::{Parameter, ResultLimits, Statement};
 use super::{BeginSession, NET_SLACK};
 
 /// The most settings of a session, and the longest value in bytes: a tenant, a user, a locale and room to grow.
@@ -140,11 +140,45 @@ impl Terms {
 
     /// How large a result of that class may be.
     pub(super) fn result_limits(&self, class: Class, rows_max: Option<u64>) -> ResultLimits {
-        let Profile { result_rows_max, result_bytes_max, .. } = *self.profile;
+        let Profile { result_rows_max, result_bytes_max, value_bytes_max, .. } = *self.profile;
         ResultLimits {
             rows_max: [rows_max, class.result_rows_max].into_iter().flatten().fold(result_rows_max, u64::min),
             bytes_max: class.result_bytes_max.unwrap_or(usize::MAX).min(result_bytes_max),
+            value_bytes_max,
         }
+    }
+
+    /// How large what is passed on as it comes may be.
+    pub(super) fn stream_limits(&self, rows_max: Option<u64>) -> ResultLimits {
+        let Profile { result_bytes_max, value_bytes_max, .. } = *self.profile;
+        ResultLimits { rows_max: rows_max.unwrap_or(u64::MAX), bytes_max: result_bytes_max, value_bytes_max }
+    }
+
+    /// Says what is too large or too deep in what statements bring, and which statement's it is.
+    pub(super) fn check_parameters(&self, statements: &[Statement]) -> Result<(), (usize, Error)> {
+        let Profile { parameters_bytes_max, value_bytes_max, list_depth_max, .. } = *self.profile;
+        let mut bytes: usize = 0;
+        for (index, statement) in statements.iter().enumerate() {
+            for (number, Parameter { value, .. }) in statement.parameters().iter().enumerate() {
+                let invalid = |problem| (index, Error::invalid(format!("parameters[{number}].value"), problem));
+                let value_bytes = value.data_len();
+                if value_bytes > value_bytes_max {
+                    let limit = format!("the profile's value_bytes_max is {value_bytes_max}");
+                    return Err(invalid(format!("takes {value_bytes} bytes, {limit}: split it")));
+                }
+                if value.list_depth() > list_depth_max {
+                    let limit = format!("the profile's list_depth_max is {list_depth_max}");
+                    return Err(invalid(format!("nests lists {} deep, {limit}", value.list_depth())));
+                }
+                bytes += value_bytes;
+            }
+            if bytes > parameters_bytes_max {
+                let limit = format!("the profile's parameters_bytes_max is {parameters_bytes_max}");
+                let problem = format!("take {bytes} bytes with those before, {limit}: use more calls, or CopyIn");
+                return Err((index, Error::invalid("parameters", problem)));
+            }
+        }
+        Ok(())
     }
 
     /// The longest a statement of that class may run, and which limit says so.

@@ -7,6 +7,9 @@ use std::fmt;
 
 use bytes::Bytes;
 
+/// How deep lists may nest: PostgreSQL's arrays have no more dimensions.
+pub const LIST_DEPTH_MAX: usize = 6;
+
 /// One value, lossless for the type its column names.
 #[derive(Clone, PartialEq)]
 pub enum Value {
@@ -111,6 +114,26 @@ impl Value {
                 Self::Bytes(bytes) => bytes.len(),
                 Self::List(list) => list.encoded_len(),
             }
+    }
+
+    /// How many bytes of data it has: those of its text, eight of a number.
+    pub fn data_len(&self) -> usize {
+        match self {
+            Self::Null => 0,
+            Self::Bool(_) => 1,
+            Self::Int(_) | Self::Double(_) => 8,
+            Self::Text(text) => text.len(),
+            Self::Bytes(bytes) => bytes.len(),
+            Self::List(list) => list.values.iter().map(Self::data_len).sum(),
+        }
+    }
+
+    /// How deep lists nest in it.
+    pub fn list_depth(&self) -> usize {
+        match self {
+            Self::List(list) => 1 + list.values.iter().map(Self::list_depth).max().unwrap_or(0),
+            Self::Null | Self::Bool(_) | Self::Int(_) | Self::Double(_) | Self::Text(_) | Self::Bytes(_) => 0,
+        }
     }
 }
 

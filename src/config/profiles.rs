@@ -21,6 +21,8 @@ const ROWS: RangeInclusive<i64> = 1..=100_000_000;
 /// Larger results belong into a stream; this bounds what one call may hold in memory.
 const BYTES: RangeInclusive<i64> = 1024..=256 * 1024 * 1024;
 
+const DEPTHS: RangeInclusive<i64> = 1..=6;
+
 /// The longest name of a profile or a class: a word or two.
 const NAME_BYTES_MAX: usize = 63;
 
@@ -76,6 +78,9 @@ fn profile(mut section: Section<'_>, base: &Profile, engines: &BTreeMap<String, 
     profile.disconnect_grace = section.duration("disconnect_grace", base.disconnect_grace, Duration::ZERO..=DAY);
     profile.result_rows_max = section.number("result_rows_max", base.result_rows_max, ROWS);
     profile.result_bytes_max = section.number("result_bytes_max", base.result_bytes_max, BYTES);
+    profile.value_bytes_max = section.number("value_bytes_max", base.value_bytes_max, BYTES);
+    profile.parameters_bytes_max = section.number("parameters_bytes_max", base.parameters_bytes_max, BYTES);
+    profile.list_depth_max = section.number("list_depth_max", base.list_depth_max, DEPTHS);
     profile.session_queue_max = section.number("session_queue_max", base.session_queue_max, 1..=10_000);
     if says_leases && profile.lease_ttl_min > profile.lease_ttl_max {
         section.problem("lease_ttl_min", "is longer than lease_ttl_max");
@@ -174,6 +179,9 @@ fn show_profile(f: &mut fmt::Formatter<'_>, name: &str, profile: &Profile) -> fm
         disconnect_grace,
         result_rows_max,
         result_bytes_max,
+        value_bytes_max,
+        parameters_bytes_max,
+        list_depth_max,
         session_queue_max,
         engines,
         roles,
@@ -195,6 +203,8 @@ fn show_profile(f: &mut fmt::Formatter<'_>, name: &str, profile: &Profile) -> fm
         writeln!(f, "{key} = \"{}\"", format_duration(*value))?;
     }
     writeln!(f, "result_rows_max = {result_rows_max}\nresult_bytes_max = {result_bytes_max}")?;
+    writeln!(f, "value_bytes_max = {value_bytes_max}\nparameters_bytes_max = {parameters_bytes_max}")?;
+    writeln!(f, "list_depth_max = {list_depth_max}")?;
     writeln!(f, "session_queue_max = {session_queue_max}\nengines = {engines:?}")?;
     writeln!(f, "roles = {}\nsettings = {}", list(roles), list(settings))?;
     for (class, limits) in classes {

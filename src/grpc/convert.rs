@@ -22,7 +22,7 @@ use crate::broker::notification::{Listen, ListenEvent, Notification};
 use crate::broker::run::{Answer, IdempotencyKey, Ran, Run};
 use crate::broker::session::streaming::{StreamCall, Streamed};
 use crate::broker::session::{
-    BackendInfo, Committed, Description, ExecuteCall, Executed, Numbered, SessionState, TransactionChoice,
+    BackendInfo, CallOptions, Committed, Description, ExecuteCall, Executed, Numbered, SessionState, TransactionChoice,
     TransactionState,
 };
 use crate::broker::statement::{
@@ -30,12 +30,9 @@ use crate::broker::statement::{
 };
 use crate::broker::stream::Part;
 use crate::broker::token::SessionToken;
-use crate::broker::value::{List, Value};
+use crate::broker::value::{LIST_DEPTH_MAX, List, Value};
 use crate::broker::{BeginSession, Fingerprint, Repeatable, Verdict};
 use tokio::time::Instant;
-
-/// How deep lists may nest in a request; PostgreSQL's arrays have at most six dimensions.
-const LIST_DEPTH_MAX: usize = 6;
 
 pub(super) fn session_token(text: &str) -> Result<SessionToken, Error> {
     SessionToken::parse(text).map_err(|_| {
@@ -239,13 +236,8 @@ pub(super) fn execute_call(request: pb::ExecuteRequest, grpc_deadline: Option<In
     Ok(ExecuteCall {
         statements: [Statement::new(sql, self::parameters("", parameters)?)?].into(),
         format: self::result_format(result_format)?,
-        commit,
-        transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
-        class: self::class(class),
-        rows_max: (max_rows > 0).then(|| max_rows.into()),
-        timeout: self::timeout(timeout)?,
-        grpc_deadline,
+        options: call_options(commit, transaction_options, class, max_rows.into(), timeout, grpc_deadline)?,
     })
 }
 
@@ -270,8 +262,21 @@ pub(super) fn stream_call(
             ResultFormat::Values => ResultFormat::Written(row::write),
             format => format,
         },
+        options: call_options(commit, transaction_options, class, max_rows, timeout, grpc_deadline)?,
+    })
+}
+
+fn call_options(
+    commit: bool,
+    transaction: Option<pb::TransactionOptions>,
+    class: String,
+    max_rows: u64,
+    timeout: Option<prost_types::Duration>,
+    grpc_deadline: Option<Instant>,
+) -> Result<CallOptions, Error> {
+    Ok(CallOptions {
         commit,
-        transaction: transaction_options.map(transaction_choice).transpose()?,
+        transaction: transaction.map(transaction_choice).transpose()?,
         class: self::class(class),
         rows_max: (max_rows > 0).then_some(max_rows),
         timeout: self::timeout(timeout)?,
@@ -344,13 +349,8 @@ pub(super) fn batch_call(
     let call = ExecuteCall {
         statements,
         format: ResultFormat::Values,
-        commit,
-        transaction: transaction_options.map(transaction_choice).transpose()?,
         numbered,
-        class: self::class(class),
-        rows_max: (max_rows > 0).then(|| max_rows.into()),
-        timeout: self::timeout(timeout)?,
-        grpc_deadline,
+        options: call_options(commit, transaction_options, class, max_rows.into(), timeout, grpc_deadline)?,
     };
     Ok((call, runs))
 }
@@ -890,11 +890,8 @@ fn copy<T>(
     };
     let copy = bulk::Copy {
         what,
-        options: copy_options(options.unwrap_or_default())?,
-        commit,
-        class: self::class(class),
-        timeout: self::timeout(timeout)?,
-        grpc_deadline,
+        data: copy_options(options.unwrap_or_default())?,
+        options: call_options(commit, None, class, 0, timeout, grpc_deadline)?,
     };
     Ok((whose, copy))
 }

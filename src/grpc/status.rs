@@ -48,7 +48,7 @@ fn lookup(error: &Error) -> Row {
         Error::Exhausted(Exhausted::PoolQueue(_)) => row(Code::ResourceExhausted, "POOL_QUEUE_FULL", Scope::Call),
         Error::Exhausted(Exhausted::SubPools(_)) => row(Code::ResourceExhausted, "SUB_POOLS_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::Listeners(_)) => row(Code::ResourceExhausted, "LISTENERS_EXHAUSTED", Scope::Call),
-        Error::Exhausted(Exhausted::ResultRows(_) | Exhausted::ResultBytes(_)) => {
+        Error::Exhausted(Exhausted::ResultRows(_) | Exhausted::ResultBytes(_) | Exhausted::ValueBytes(_)) => {
             row(Code::ResourceExhausted, "RESULT_TOO_LARGE", Scope::Nothing)
         }
         Error::Unreachable { .. } => row(Code::Unavailable, "ENGINE_UNREACHABLE", Scope::Call),
@@ -224,6 +224,7 @@ fn error_detail(error: &Error) -> Option<Any> {
                 Exhausted::Listeners(_) => "engines.listeners",
                 Exhausted::ResultRows(_) => "profiles.result_rows_max",
                 Exhausted::ResultBytes(_) => "profiles.result_bytes_max",
+                Exhausted::ValueBytes(_) => "profiles.value_bytes_max",
             };
             let violation = rpc::quota_failure::Violation {
                 subject: subject.into(),
@@ -302,6 +303,7 @@ mod tests {
             Error::Exhausted(Exhausted::Listeners(1)),
             Error::Exhausted(Exhausted::ResultRows(1)),
             Error::Exhausted(Exhausted::ResultBytes(1)),
+            Error::Exhausted(Exhausted::ValueBytes(1)),
             Error::Unreachable { engine: String::new(), cause: String::new() },
             Error::Database(pg_error()),
             Error::StalePlan(pg_error()),
@@ -335,7 +337,8 @@ mod tests {
                 | Exhausted::SubPools(_)
                 | Exhausted::Listeners(_)
                 | Exhausted::ResultRows(_)
-                | Exhausted::ResultBytes(_),
+                | Exhausted::ResultBytes(_)
+                | Exhausted::ValueBytes(_),
             )
             | Error::Unreachable { .. }
             | Error::Database(_)

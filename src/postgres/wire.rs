@@ -36,6 +36,8 @@ pub(super) struct Wire {
     /// Notified when PostgreSQL is ready again, when a request fails and when the connection is lost. One task waits at a
     /// time.
     changed: Notify,
+    /// Notified when there is a notice.
+    noticed: Notify,
     /// How many Binds to come are not to ask for all binary.
     changed_binds: AtomicUsize,
     /// Rows that are larger are taken out.
@@ -101,6 +103,7 @@ impl Wire {
         Arc::new(Self {
             seen: Mutex::new(seen),
             changed: Notify::new(),
+            noticed: Notify::new(),
             changed_binds: AtomicUsize::new(0),
             row_bytes_max: AtomicUsize::new(usize::MAX),
             rows_taken_out: AtomicBool::new(false),
@@ -205,9 +208,19 @@ impl Wire {
     }
 
     pub(super) fn notice(&self, notice: PgError) {
-        let mut seen = self.lock();
-        if seen.notices.len() < NOTICES_MAX {
-            seen.notices.push(notice);
+        {
+            let mut seen = self.lock();
+            if seen.notices.len() < NOTICES_MAX {
+                seen.notices.push(notice);
+            }
+        }
+        self.noticed.notify_one();
+    }
+
+    /// Waits until there are notices.
+    pub(super) async fn noticed(&self) {
+        while self.lock().notices.is_empty() {
+            self.noticed.notified().await;
         }
     }
 

@@ -2,15 +2,14 @@
 //!
 //! Invariant: dropping it is its caller's leaving: the statement is stopped.
 
+use std::slice;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
+use tokio::sync::mpsc;
 
-use super::{Call, Command, Executed, Failure, Session, Stoppable, TransactionChoice, transaction};
+use super::{Answer, CallOptions, Executed, Failure, Session};
 use crate::broker::engine::Work;
-use crate::broker::statement::{ResultFormat, ResultLimits, Statement};
+use crate::broker::statement::{ResultFormat, Statement};
 use crate::broker::stream::{Part, Sink};
 
 /// A call of ExecuteStream.
@@ -20,22 +19,9 @@ pub struct StreamCall {
     pub statement: Statement,
     /// How rows are returned.
     pub format: ResultFormat,
-    /// Commit when it has succeeded.
-    pub commit: bool,
-    /// How the transaction begins, for a call that begins it.
-    pub transaction: Option<TransactionChoice>,
-    /// The kind of the statement, by its name.
-    pub class: Option<String>,
-    /// The caller's row limit.
-    pub rows_max: Option<u64>,
-    /// The request's own time limit.
-    pub timeout: Option<Duration>,
-    /// When the caller's gRPC deadline passes.
-    pub grpc_deadline: Option<Instant>,
+    /// How it is done.
+    pub options: CallOptions,
 }
-
-/// Where the answer comes.
-type Answer = oneshot::Receiver<Result<Executed, Failure>>;
 
 /// A result on its way.
 #[derive(Debug)]
@@ -62,20 +48,10 @@ impl Session {
     /// Dropping the future before its turn runs nothing; later it cancels the statement, but never a COMMIT.
     pub async fn execute_stream(self: &Arc<Self>, call: StreamCall) -> Result<Streaming, Failure> {
         let turn = self.turn().await?;
-        let StreamCall { statement, format, commit, transaction, class, rows_max, timeout, grpc_deadline } = call;
-        let (turn, class) = self.check(turn, class.as_deref(), transaction)?;
+        let StreamCall { statement, format, options } = call;
+        let turn = self.check_parameters(turn, slice::from_ref(&statement))?;
         let (sink, parts) = Sink::new();
-        let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Execute(transaction::Execute {
-            begin: self.begin(transaction),
-            work: Work::Stream(Box::new((statement, format)), sink),
-            commit,
-            limits: ResultLimits { rows_max: rows_max.unwrap_or(u64::MAX), bytes_max: self.result_bytes_max() },
-            deadline: self.deadline(class, timeout, grpc_deadline),
-            answer_by: grpc_deadline,
-            running: Stoppable::new(),
-            call: Call { turn, numbered: None, reply },
-        }));
+        let answer = self.ask(turn, Work::Stream(Box::new((statement, format)), sink), None, options)?;
         Ok(Streaming::new(self.clone(), parts, answer))
     }
 
@@ -83,28 +59,9 @@ impl Session {
     ///
     /// # Cancel safety
     /// Dropping the future before its turn does nothing; later it fails the transaction.
-    pub(in crate::broker) async fn bulk(
-        self: &Arc<Self>,
-        work: Work,
-        commit: bool,
-        class: Option<String>,
-        timeout: Option<Duration>,
-        grpc_deadline: Option<Instant>,
-    ) -> Result<Answer, Failure> {
+    pub(in crate::broker) async fn bulk(self: &Arc<Self>, work: Work, options: CallOptions) -> Result<Answer, Failure> {
         let turn = self.turn().await?;
-        let (turn, class) = self.check(turn, class.as_deref(), None)?;
-        let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Execute(transaction::Execute {
-            begin: self.begin(None),
-            work,
-            commit,
-            limits: ResultLimits { rows_max: u64::MAX, bytes_max: self.result_bytes_max() },
-            deadline: self.deadline(class, timeout, grpc_deadline),
-            answer_by: grpc_deadline,
-            running: Stoppable::new(),
-            call: Call { turn, numbered: None, reply },
-        }));
-        Ok(answer)
+        self.ask(turn, work, None, options)
     }
 }
 

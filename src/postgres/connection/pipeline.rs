@@ -14,12 +14,12 @@ use std::time::Duration;
 use bytes::{BufMut, Bytes, BytesMut};
 use futures_util::future::{FutureExt, MaybeDone, OptionFuture, maybe_done};
 use futures_util::{StreamExt, join, try_join};
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_postgres::{RowStream, Statement as Prepared};
 
 use super::super::opener::Backend;
 use super::super::value::{self, Delimiters, Raw, Refusal};
-use super::super::wire::Bind;
+use super::super::wire::{Bind, Wire};
 use super::{DriverError, PooledConnection};
 use crate::broker::engine::{
     Canceller, Connection, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
@@ -289,9 +289,7 @@ impl PooledConnection {
         if index > 0 {
             budget.add_result(&prepared).map_err(|error| Unread::GivenUp(None, error))?;
         }
-        let mut notices = wire.take_notices();
-        notices.truncate(budget.notices);
-        budget.notices -= notices.len();
+        let notices = budget.notices(wire);
         let result = ResultSet {
             row_count: if columns.is_empty() { stream.rows_affected().unwrap_or(0) } else { returned },
             columns,
@@ -324,12 +322,16 @@ impl PooledConnection {
         let wire = &self.backend().wire;
         let mut rows = Unsent::default();
         let mut returned = 0;
-        let mut header = Some(Part::Columns(columns.to_vec()));
+        put(sink, Part::Columns(columns.to_vec()), stream).await?;
         loop {
             let next = match stream.next().now_or_never() {
                 Some(next) => Some(next),
-                None if rows.count == 0 => Some(stream.next().await),
-                None => timeout(CHUNK_WAIT, stream.next()).await.ok(),
+                None => tokio::select! {
+                    biased;
+                    next = stream.next() => Some(next),
+                    () = wire.noticed(), if budget.notices > 0 => None,
+                    () = sleep(CHUNK_WAIT), if rows.count > 0 => None,
+                },
             };
             let is_last = matches!(next, Some(None));
             let is_late = next.is_none();
@@ -346,20 +348,10 @@ impl PooledConnection {
             if wire.has_taken_rows_out() {
                 return Err(NotPassed::GivenUp(budget.too_large()));
             }
-            let chunk = (rows.count > 0).then(|| {
+            if rows.count > 0 || is_late {
                 let rows = rows.take();
                 returned += rows.count;
-                let mut notices = wire.take_notices();
-                notices.truncate(budget.notices);
-                budget.notices -= notices.len();
-                Part::Rows(rows, notices)
-            });
-            for part in header.take().into_iter().chain(chunk) {
-                if sink.put(part).await == Err(Closed) {
-                    // Somebody is stopping the statement. What it still sends would block everything behind it.
-                    while let Some(Ok(_)) = stream.next().await {}
-                    return Err(NotPassed::Closed);
-                }
+                put(sink, Part::Rows(rows, budget.notices(wire)), stream).await?;
             }
             if is_last {
                 return Ok(returned);
@@ -419,6 +411,16 @@ impl PooledConnection {
             Err(lost) => StatementError::Lost(lost),
         }
     }
+}
+
+/// Puts a part of a result where it is taken from.
+async fn put(sink: &Sink, part: Part, stream: &mut Pin<Box<RowStream>>) -> Result<(), NotPassed> {
+    if sink.put(part).await == Err(Closed) {
+        // Somebody is stopping the statement. What it still sends would block everything behind it.
+        while let Some(Ok(_)) = stream.next().await {}
+        return Err(NotPassed::Closed);
+    }
+    Ok(())
 }
 
 /// Whether a statement with this result can have left nothing behind that a transaction's end does not undo. SELECT INTO
@@ -555,6 +557,14 @@ struct Budget {
 }
 
 impl Budget {
+    /// Takes the notices that have come, as far as there is room.
+    fn notices(&mut self, wire: &Wire) -> Vec<PgError> {
+        let mut notices = wire.take_notices();
+        notices.truncate(self.notices);
+        self.notices -= notices.len();
+        notices
+    }
+
     /// Counts what one more result takes in an answer, without its values.
     fn add_result(&mut self, prepared: &Prepared) -> Result<(), Error> {
         /// A tag and a count; a column's numbers.
@@ -570,9 +580,15 @@ impl Budget {
         let Reading { formats, delimiters, format } = reading;
         self.rows = self.rows.checked_sub(1).ok_or(Error::Exhausted(Exhausted::ResultRows(self.limits.rows_max)))?;
         rows.count += 1;
+        let limits = self.limits;
         let raw = |index: usize| -> Result<Option<&[u8]>, Error> {
             let Raw(bytes) = row.try_get(index).map_err(|error| in_column(index, &error.to_string()))?;
-            Ok(bytes)
+            match bytes {
+                Some(bytes) if bytes.len() > limits.value_bytes_max => {
+                    Err(Error::Exhausted(Exhausted::ValueBytes(limits.value_bytes_max)))
+                }
+                bytes => Ok(bytes),
+            }
         };
         match format {
             ResultFormat::Packed => {
