@@ -170,10 +170,11 @@ pub(crate) const TYPES: &[Sample] = &[
     ("texts", Text, &["[\"a,b\",\"c\"\"d\"]", "[\"a\\\\b\",z)", "(,)", "empty"]),
     ("texts_multirange", Text, &["{[a,b],[\"x,y\",)}", "{}"]),
     ("odd", Text, &["a,b", "", "c:d"]),
+    ("spot", Text, &["(1,2)", "(-0.5,1e+300)"]),
 ];
 
 /// Types of each sort that there may be, for [`TYPES`]: `odd` is one that only its makers know, without a binary form
-/// and with another sign between an array's elements.
+/// and with another sign between an array's elements; so is `spot`, which has elements and is no array.
 const OWN_TYPES: &str = r#"
     CREATE SCHEMA my_schema;
     GRANT USAGE ON SCHEMA my_schema TO broker;
@@ -194,6 +195,11 @@ const OWN_TYPES: &str = r#"
     CREATE FUNCTION odd_in(cstring) RETURNS odd LANGUAGE internal IMMUTABLE STRICT AS 'textin';
     CREATE FUNCTION odd_out(odd) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'textout';
     CREATE TYPE odd (INPUT = odd_in, OUTPUT = odd_out, LIKE = text, DELIMITER = ':');
+    CREATE TYPE spot;
+    CREATE FUNCTION spot_in(cstring) RETURNS spot LANGUAGE internal IMMUTABLE STRICT AS 'point_in';
+    CREATE FUNCTION spot_out(spot) RETURNS cstring LANGUAGE internal IMMUTABLE STRICT AS 'point_out';
+    CREATE TYPE spot (INPUT = spot_in, OUTPUT = spot_out, INTERNALLENGTH = 16, ALIGNMENT = double, ELEMENT = float8,
+        DELIMITER = ';');
     CREATE TABLE "odd Table" (id int);
 "#;
 

@@ -19,6 +19,9 @@ use crate::broker::value::{List, Value, ValueRef};
 
 type BoxError = Box<dyn std::error::Error + Sync + Send>;
 
+/// The first oid that PostgreSQL does not give by hand.
+const NOT_BUILT_IN: u32 = 16_384;
+
 /// A type this broker carries: how its binary form reads and which kinds of value it takes.
 #[derive(Debug, Clone, Copy)]
 enum Carried {
@@ -209,7 +212,7 @@ pub(super) fn named_type(text: &str) -> Result<NamedType, String> {
 pub(super) fn format(type_: &Type) -> WireFormat {
     let read = match element(type_) {
         Some(element) => Carried::of(element),
-        None if is_vector(type_) => None,
+        None if is_word(type_) => None,
         None => Carried::of(type_),
     };
     if read.is_some() { WireFormat::Binary } else { WireFormat::Text }
@@ -257,7 +260,7 @@ pub(super) fn decode<'a>(
 /// What an array's elements are.
 fn element(type_: &Type) -> Option<&Type> {
     match type_.kind() {
-        Kind::Array(_) if is_vector(type_) => None,
+        Kind::Array(_) if is_word(type_) => None,
         Kind::Array(element) => Some(element),
         // Not arrays by their kind.
         _ if *type_ == Type::RECORD_ARRAY => Some(&Type::RECORD),
@@ -266,9 +269,11 @@ fn element(type_: &Type) -> Option<&Type> {
     }
 }
 
-/// Arrays to the catalog, and words to everybody else.
-fn is_vector(type_: &Type) -> bool {
-    matches!(*type_, Type::INT2_VECTOR | Type::OID_VECTOR)
+/// An array to the catalog, and a word to everybody else: it has elements, but its text is not an array's. PostgreSQL has
+/// two of them; of an extension's types it names the arrays itself, with an underscore.
+fn is_word(type_: &Type) -> bool {
+    let is_extensions = type_.oid() >= NOT_BUILT_IN;
+    matches!(*type_, Type::INT2_VECTOR | Type::OID_VECTOR) || is_extensions && !type_.name().starts_with('_')
 }
 
 /// Reads an array of what has no binary form that is read here.
@@ -287,10 +292,9 @@ pub(super) struct Delimiters(HashMap<u32, char>);
 impl Delimiters {
     /// The type of a result or a parameter whose arrays' delimiter is not known: one that an extension has brought.
     pub(super) fn lacks(&self, type_: &Type) -> Option<u32> {
-        /// The first oid that PostgreSQL does not give by hand.
-        const NOT_BUILT_IN: u32 = 16_384;
         let element = base(element(base(type_))?);
-        let is_unknown = *element.kind() == Kind::Simple && element.oid() >= NOT_BUILT_IN;
+        let is_simple = *element.kind() == Kind::Simple || is_word(element);
+        let is_unknown = is_simple && element.oid() >= NOT_BUILT_IN;
         (is_unknown && !self.0.contains_key(&element.oid())).then(|| element.oid())
     }
 
