@@ -279,6 +279,11 @@ async fn the_limits_on_results_are_for_all_of_them_together() {
         assert_eq!(failure.transaction_state(), TransactionState::Failed);
         assert_eq!(session.commit().await.unwrap_err().reason, "COMMIT_ROLLED_BACK");
     }
+    // One that never gets into memory is its own run's too, although others are on their way with it.
+    let one_large = sets("SELECT repeat('x', $1::int4)", [1, 1, 1, 1, 1, 100_000, 1, 1].map(|n| vec![int(n)]));
+    let failure = session.execute_batch(batch(vec![one_large])).await.unwrap_err();
+    assert_eq!((failure.reason.as_str(), place(&failure)), ("RESULT_TOO_LARGE", (Some("0"), Some("5"))));
+    session.rollback().await.unwrap();
     let exact = session.execute_batch(batch(vec![rows(60), rows(40)])).await.unwrap();
     assert_eq!((exact.results[0].row_count, exact.results[1].row_count), (60, 40));
 }

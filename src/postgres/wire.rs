@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -42,7 +42,6 @@ pub(super) struct Wire {
     changed_binds: AtomicUsize,
     /// Rows that are larger are taken out.
     row_bytes_max: AtomicUsize,
-    rows_taken_out: AtomicBool,
 }
 
 /// How a Bind is changed.
@@ -69,6 +68,10 @@ struct Seen {
     owed: u32,
     status: TransactionStatus,
     tags: VecDeque<String>,
+    /// How many tags have been taken.
+    tags_taken: usize,
+    /// How many tags there were before the first row that was taken out.
+    row_taken_out: Option<usize>,
     notices: Vec<PgError>,
     backend_pid: Option<i32>,
     /// Prepared statements the server has confirmed, less those it has closed.
@@ -91,6 +94,8 @@ impl Wire {
             owed: 1,
             status: TransactionStatus::Idle,
             tags: VecDeque::new(),
+            tags_taken: 0,
+            row_taken_out: None,
             notices: Vec::new(),
             backend_pid: None,
             prepared: 0,
@@ -106,7 +111,6 @@ impl Wire {
             noticed: Notify::new(),
             changed_binds: AtomicUsize::new(0),
             row_bytes_max: AtomicUsize::new(usize::MAX),
-            rows_taken_out: AtomicBool::new(false),
         })
     }
 
@@ -117,12 +121,17 @@ impl Wire {
 
     /// Forgets the tags, so that the next ones are the next request's.
     pub(super) fn forget_tags(&self) {
-        self.lock().tags.clear();
+        let mut seen = self.lock();
+        seen.tags.clear();
+        (seen.tags_taken, seen.row_taken_out) = (0, None);
     }
 
     /// The next command tag since [`Self::forget_tags`], in the order of the requests.
     pub(super) fn next_tag(&self) -> Option<String> {
-        self.lock().tags.pop_front()
+        let mut seen = self.lock();
+        let tag = seen.tags.pop_front()?;
+        seen.tags_taken += 1;
+        Some(tag)
     }
 
     /// The notices since [`Self::forget_notices`].
@@ -248,12 +257,12 @@ impl Wire {
     /// Takes out rows that are larger than this, before the driver holds them in memory.
     pub(super) fn take_out_rows(&self, row_bytes_max: usize) {
         self.row_bytes_max.store(row_bytes_max, Ordering::SeqCst);
-        self.rows_taken_out.store(false, Ordering::SeqCst);
     }
 
-    /// Whether a row was taken out since.
+    /// Whether a row was taken out of the result whose tag is the next.
     pub(super) fn has_taken_rows_out(&self) -> bool {
-        self.rows_taken_out.load(Ordering::SeqCst)
+        let seen = self.lock();
+        seen.row_taken_out == Some(seen.tags_taken)
     }
 
     fn row_bytes_max(&self) -> usize {
@@ -261,7 +270,9 @@ impl Wire {
     }
 
     fn row_taken_out(&self) {
-        self.rows_taken_out.store(true, Ordering::SeqCst);
+        let mut seen = self.lock();
+        let before = seen.tags_taken + seen.tags.len();
+        seen.row_taken_out.get_or_insert(before);
     }
 
     fn sent(&self, tag: u8) {
@@ -810,7 +821,7 @@ mod tests {
             let expected: Vec<u8> =
                 bodies.iter().zip(&messages).filter(|(body, _)| passes(body)).flat_map(|(_, m)| m.clone()).collect();
             prop_assert_eq!(read(&wire, &pieces(&messages.concat(), &cuts)), expected);
-            prop_assert_eq!(wire.has_taken_rows_out(), !bodies.iter().all(passes));
+            prop_assert_eq!(wire.lock().row_taken_out.is_some(), !bodies.iter().all(passes));
             let tags = bodies.iter().filter(|(tag, _)| *tag == b'C').count();
             prop_assert_eq!(wire.lock().tags.len(), tags);
         }
