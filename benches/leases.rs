@@ -74,7 +74,11 @@ fn main() {
 
 fn broker(sessions: usize) -> Broker {
     let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "[engines.main]\nurl = \"postgresql://nobody@localhost/nowhere\"\n").unwrap();
+    std::fs::write(
+        file.path(),
+        "[engines.main]\nurl = \"postgresql://nobody@localhost/nowhere\"\n[principals.anonymous]\n",
+    )
+    .unwrap();
     let engine = Config::load(Some(file.path()), []).unwrap().engines.remove("main").unwrap();
     let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
     let engines = BTreeMap::from([("main".to_owned(), Arc::new(engine) as Arc<dyn Engine>)]);

@@ -101,6 +101,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 [
                     setting("ENGINES__SAMPLE__URL", &url),
                     setting("LISTEN", &listen),
+                    setting("PRINCIPALS__ANONYMOUS__PROFILES", "default"),
                     setting("DRAIN_GRACE", "2s"),
                     // As random as the password in it, and gone as soon.
                     setting("COMMIT_TOKEN_KEY", &url),

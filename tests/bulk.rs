@@ -171,6 +171,7 @@ async fn whatever_returns_rows_can_be_copied_out() {
         ("select 1 where false", ""),
         ("-- why\n/* and /* how */ */ SELECT 1 -- note", "1\n"),
         ("VALUES (1, NULL), (2, 'a')", "1\t\\N\n2\ta\n"),
+        ("; SELECT ';'; -- note", ";\n"),
         ("TABLE accounts", "1\t100\n2\t100\n"),
         ("WITH one AS (SELECT 1) SELECT * FROM one", "1\n"),
         ("INSERT INTO accounts VALUES (3, 3) RETURNING id", "3\n"),
@@ -471,6 +472,24 @@ async fn a_copy_without_its_target_first_is_refused() {
     }
     database.wait_for(ACTIVE, "0");
     session.rollback().await.unwrap();
+    // What was broken off in a session's transaction says what it has left.
+    for commit in [false, true] {
+        session.execute("UPDATE accounts SET balance = 7").await.unwrap();
+        let mut target = within(&session, "accounts");
+        target.context.as_mut().unwrap().commit = commit;
+        for parts in [vec![first(target.clone()), then("3\t5\n")], vec![first(target.clone()), first(target.clone())]] {
+            let refused = Failure::from(broker.bulk().copy_in(stream::iter(parts)).await.unwrap_err());
+            assert_eq!((refused.code, refused.reason.as_str()), (Code::InvalidArgument, "INVALID_REQUEST"));
+            let expected = if commit { TransactionState::None } else { TransactionState::Failed };
+            assert_eq!(refused.transaction_state(), expected, "{refused:?}");
+            if commit {
+                assert_eq!(refused.commit.unwrap().outcome(), Outcome::RolledBack);
+            }
+            session.rollback().await.unwrap();
+            session.execute("UPDATE accounts SET balance = 7").await.unwrap();
+        }
+        session.rollback().await.unwrap();
+    }
     assert_eq!((database.balances().as_str(), database.open_transactions().as_str()), ("100 100", "0"));
 }
 
@@ -486,6 +505,7 @@ async fn a_table_that_is_no_name_is_refused_and_one_that_is_not_there_is_postgre
         let outward = copy_out(&broker, pb::CopyOutRequest { context: of(&session), ..table(name) }).await;
         for refused in [inward, outward.end.unwrap_err()] {
             assert_eq!((refused.code, refused.field.as_deref()), (Code::InvalidArgument, Some("table")), "{name}");
+            assert_eq!(refused.transaction_state(), TransactionState::Open, "{name}");
         }
         let state = session.execute("SELECT 1").await.unwrap().state.unwrap();
         assert_eq!(state.transaction_state(), TransactionState::Open);

@@ -16,7 +16,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::support::{COMMIT_TOKEN_KEY, Database, Session, first_row, text, wait_until};
+use crate::support::{COMMIT_TOKEN_KEY, Database, Session, first_row, for_everybody, text, wait_until};
 
 const SESSION_SERVICE: &str = "sessionbroker.v1.SessionService";
 
@@ -73,7 +73,8 @@ impl Program {
         let file = directory.path().join("broker.toml");
         let toml = format!(
             "drain_grace = \"5s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
-             [engines.main]\nurl = {database_url:?}\n{more}"
+             {}",
+            for_everybody(&format!("[engines.main]\nurl = {database_url:?}\n{more}"))
         );
         std::fs::write(&file, toml).unwrap();
         let arguments = ["serve", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"];
@@ -244,7 +245,7 @@ fn check_prints_what_is_in_effect_or_every_problem() {
             .output()
             .unwrap()
     };
-    let good = check("[engines.main]\nurl = \"postgresql://u:hush@localhost/db\"");
+    let good = check(&for_everybody("[engines.main]\nurl = \"postgresql://u:hush@localhost/db\""));
     let printed = String::from_utf8(good.stdout).unwrap();
     assert!(good.status.success());
     assert!(printed.contains("lease_ttl = \"45s\"") && !printed.contains("hush"), "{printed}");
@@ -262,6 +263,7 @@ async fn a_taken_port_is_named() {
     let mut child = program()
         .args(["serve", "--listen", &address])
         .env("SESSION_BROKER__ENGINES__MAIN__URL", "postgresql://u@localhost/db")
+        .env("SESSION_BROKER__PRINCIPALS__ANONYMOUS__PROFILES", "default")
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();

@@ -8,6 +8,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::error::{Bound, EndReason, Error};
+use session_broker::broker::grant::Grant;
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile, Profiles};
 use session_broker::broker::session::{CallOptions, ExecuteCall, Session, TransactionState};
@@ -216,9 +217,10 @@ async fn calls_that_follow_one_another_without_a_gap_end_at_the_maximum_age() {
 async fn a_principal_has_its_own_profiles() {
     let engines = BTreeMap::from([("fake".to_owned(), Arc::new(FakeEngine::new(Gates::OPEN)) as Arc<_>)]);
     let slow = Profile { lease_ttl: 60 * SECOND, ..Profile::default() };
+    let slow_only = Grant { profiles: vec!["slow".to_owned()], ..Grant::default() };
     let profiles = Profiles {
         profiles: [(Profiles::DEFAULT.to_owned(), Profile::default()), ("slow".to_owned(), slow)].into(),
-        principals: [("billing".to_owned(), vec!["slow".to_owned()])].into(),
+        principals: [("billing".to_owned(), slow_only), ("*".to_owned(), Grant::default())].into_iter().collect(),
     };
     let tokens = CommitTokens::new(&[0; 32]);
     let broker = Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens);

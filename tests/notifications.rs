@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use session_broker::broker::engine::{CheckoutError, Engine};
 use session_broker::broker::notification::{ChannelName, ListenEvent};
-use session_broker::config::Config;
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::notification_service_client::NotificationServiceClient;
 use session_broker::postgres::engine::PostgresEngine;
@@ -14,7 +13,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status, Streaming};
 
 use crate::proxy::Proxy;
-use crate::support::{Broker, Database, Failure};
+use crate::support::{Broker, Database, Failure, config};
 use pb::listen_response::Event;
 
 /// The broker's connections, as PostgreSQL counts them. While no session has one, the listeners' is the only one that
@@ -390,8 +389,7 @@ async fn who_cannot_reach_postgresql_at_the_beginning_hears_so() {
 async fn an_engine_has_its_maximum_of_listeners_and_room_when_one_leaves() {
     const LISTENERS_MAX: usize = 1000;
     let database = Database::create();
-    let environment = [("SESSION_BROKER__ENGINES__MAIN__URL".to_owned(), database.url())];
-    let config = Config::load(None, environment).unwrap();
+    let config = config(&[("ENGINES__MAIN__URL", &database.url())]);
     let engine = config.engines["main"].clone();
     let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
     let news = || BTreeSet::from([ChannelName::new("channels[0]", "news").unwrap()]);

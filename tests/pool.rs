@@ -7,12 +7,11 @@ use std::time::Duration;
 use session_broker::broker::connect::ConnectOverrides;
 use session_broker::broker::engine::{CheckoutError, Engine};
 use session_broker::broker::principal::Principal;
-use session_broker::config::Config;
 use session_broker::grpc::pb;
 use session_broker::postgres::engine::PostgresEngine;
 use tonic::Code;
 
-use crate::support::{Broker, Database, Failure, Session, first_row, int, text, until};
+use crate::support::{Broker, Database, Failure, Session, config, first_row, int, text, until};
 
 /// The broker's connections, as PostgreSQL counts them.
 const CONNECTIONS: &str = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() \
@@ -97,13 +96,12 @@ async fn a_waiter_that_leaves_takes_no_connection_along() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_principal_gets_its_share_and_leaves_the_rest_to_others() {
     let database = Database::create();
-    let environment = [
-        ("SESSION_BROKER__ENGINES__MAIN__URL", database.url()),
-        ("SESSION_BROKER__ENGINES__MAIN__POOL_SIZE", "5".into()),
-        ("SESSION_BROKER__ENGINES__MAIN__MAX_OVERFLOW", "0".into()),
-        ("SESSION_BROKER__ENGINES__MAIN__POOL_TIMEOUT", "100ms".into()),
-    ];
-    let config = Config::load(None, environment.map(|(name, value)| (name.to_owned(), value))).unwrap();
+    let config = config(&[
+        ("ENGINES__MAIN__URL", &database.url()),
+        ("ENGINES__MAIN__POOL_SIZE", "5"),
+        ("ENGINES__MAIN__MAX_OVERFLOW", "0"),
+        ("ENGINES__MAIN__POOL_TIMEOUT", "100ms"),
+    ]);
     let engine = config.engines["main"].clone();
     let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
     let own = Arc::new(ConnectOverrides::default());

@@ -15,7 +15,8 @@ use tonic::transport::Channel;
 use crate::batches::{batch, kinds, one, place};
 use crate::command_line::Program;
 use crate::support::{
-    Broker, COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, int, list, millis, seconds, text, wait_until,
+    Broker, COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, for_everybody, int, list, millis, seconds, text,
+    wait_until,
 };
 use pb::{Outcome, TransactionState};
 
@@ -66,15 +67,26 @@ async fn a_profile_that_is_unknown_or_not_for_the_caller_is_refused_with_those_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_nothing_is_said_of_has_the_default_profile_alone() {
+async fn a_caller_that_is_given_no_profiles_has_the_default_one_alone() {
     let database = Database::create();
-    for sections in ["", "[profiles.report]", "[profiles.report]\n[principals.billing]\nprofiles = [\"report\"]"] {
-        let broker = Broker::start_with(&database, "", sections).await;
-        for asked in ["", "default"] {
-            assert_eq!(begin(broker.client(), in_profile(asked)).await.unwrap().profile, "default");
-        }
-        refused(&begin(broker.client(), in_profile("report")).await.unwrap_err(), "profile");
+    let broker = Broker::start_with(&database, "", "[profiles.report]\n[principals.anonymous]").await;
+    for asked in ["", "default"] {
+        assert_eq!(begin(broker.client(), in_profile(asked)).await.unwrap().profile, "default");
     }
+    refused(&begin(broker.client(), in_profile("report")).await.unwrap_err(), "profile");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_nothing_is_said_of_may_do_nothing() {
+    let database = Database::create();
+    let broker = Broker::start_with(&database, "", "[principals.billing]\n[principals.\"*\"]").await;
+    let begun = begin(broker.client(), in_profile("")).await.unwrap_err();
+    let ran = broker.run(run("UPDATE accounts SET balance = 7")).await.unwrap_err();
+    let resolved = broker.resolve("anything").await.unwrap_err();
+    for failure in [begun, ran, resolved] {
+        assert_eq!((failure.code, failure.reason.as_str()), (Code::PermissionDenied, "FORBIDDEN"), "{failure:?}");
+    }
+    assert_eq!(database.balances(), "100 100");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -593,7 +605,7 @@ async fn a_file_whose_profiles_name_an_engine_that_does_not_run_yet_is_refused_w
     let served = Served::start(&database, "");
     let second = format!("[engines.second]\nurl = {:?}\n", database.url());
     let profile = "[profiles.report]\nengines = [\"second\"]\n[principals.anonymous]\nprofiles = [\"report\"]";
-    let file = std::fs::read_to_string(served.file()).unwrap();
+    let file = std::fs::read_to_string(served.file()).unwrap().replace("[principals.anonymous]", "");
     std::fs::write(served.file(), format!("default_engine = \"main\"\n{file}{second}{profile}")).unwrap();
     served.hang_up(&REFUSED);
     assert!(served.program.logged(&["profiles.report.engines", "second"]) > 0);
@@ -702,7 +714,8 @@ impl Served {
 fn write(directory: &TempDir, url: &str, sections: &str) -> PathBuf {
     let (file, next) = (directory.path().join("broker.toml"), directory.path().join("next.toml"));
     let toml = format!(
-        "drain_grace = \"5s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n[engines.main]\nurl = {url:?}\n{sections}\n"
+        "drain_grace = \"5s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n{}\n",
+        for_everybody(&format!("[engines.main]\nurl = {url:?}\n{sections}"))
     );
     std::fs::write(&next, toml).unwrap();
     std::fs::rename(&next, &file).unwrap();

@@ -382,6 +382,19 @@ async fn a_key_in_the_table_is_known_to_every_broker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_in_the_table_is_answered_again_whatever_values_its_caller_may_have() {
+    let database = database_with_keys();
+    let limits = "[profiles.default]\nvalue_bytes_max = 1024\nparameters_bytes_max = 1024\nresult_bytes_max = 100000";
+    let broker = Broker::start_with(&database, KEYS_IN_TABLE, limits).await;
+    let sql = "UPDATE accounts SET balance = 7 WHERE id = 1 RETURNING ARRAY(SELECT generate_series(1, 100)), repeat('x', 900)";
+    let large = "SELECT repeat('x', 900) FROM generate_series(1, 20)";
+    let request = keyed("large", vec![statement(sql, vec![]), statement(large, vec![])]);
+    let answer = broker.run(request.clone()).await.unwrap();
+    assert_eq!(broker.run(request).await.unwrap().results, answer.results);
+    assert_eq!(database.balances(), "7 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_and_its_effect_are_in_the_table_together_or_not_at_all() {
     const KEPT: &str = "SELECT coalesce(string_agg(concat(key, ' ', transaction_id), ' '), '') FROM idempotency";
 

@@ -37,8 +37,9 @@ const ASLEEP: &str = "SELECT n, pg_sleep(60) FROM generate_series(1, 2) AS n";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_result_comes_in_chunks_and_a_trailer_closes_it() {
-    /// About 128 KiB, of messages whose framing is not counted to the byte.
+    /// About 128 KiB, of messages whose framing is not counted to the byte; less when rows come late.
     const CHUNK_BYTES_MAX: usize = 192 * 1024;
+    const CHUNK_BYTES_USUAL: usize = 96 * 1024;
     const ROWS: i64 = 50_000;
 
     let database = Database::create();
@@ -54,7 +55,8 @@ async fn a_result_comes_in_chunks_and_a_trailer_closes_it() {
     assert_eq!(names, [("n", 23), ("name", 25)]);
     let expected: Vec<_> = (1..=ROWS).map(|n| vec![int(n), text(&format!("row {n}"))]).collect();
     assert_eq!(streamed.rows(), expected);
-    assert!(streamed.chunks.len() > 1);
+    let is_usual = |chunk: &&pb::ResultChunk| chunk.encoded_len() >= CHUNK_BYTES_USUAL;
+    assert!(streamed.chunks.len() > 1 && streamed.chunks.iter().any(|chunk| is_usual(&chunk)));
     for chunk in &streamed.chunks {
         assert_eq!(chunk.rows.len(), usize::try_from(chunk.row_count).unwrap());
         assert!(chunk.row_count > 0 && chunk.packed_rows.is_empty());
@@ -73,7 +75,7 @@ async fn rows_without_columns_come_in_chunks_too() {
             session.stream(pb::ExecuteStreamRequest { result_format: result_format.into(), ..request }).await;
         assert_eq!(streamed.end.unwrap().row_count, 100_000);
         assert_eq!(streamed.chunks.iter().map(|chunk| chunk.row_count).sum::<u32>(), 100_000);
-        assert!(streamed.chunks.iter().all(|chunk| chunk.row_count < 10_000));
+        assert!(streamed.chunks.iter().all(|chunk| chunk.row_count < 50_000));
     }
 }
 

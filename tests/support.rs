@@ -191,7 +191,8 @@ impl Broker {
     pub(crate) async fn start_draining_for(grace: &str, configuration: &str) -> Self {
         let toml = format!(
             "listen = \"127.0.0.1:0\"\ndrain_grace = {grace:?}\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
-             {configuration}\n"
+             {}\n",
+            for_everybody(configuration)
         );
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
@@ -247,6 +248,22 @@ impl Broker {
     pub(crate) async fn session_with(&self, request: pb::BeginSessionRequest) -> Session {
         Session::begin(self.client(), request).await.unwrap()
     }
+}
+
+/// A configuration by which everybody may call, of these variables.
+pub(crate) fn config(variables: &[(&str, &str)]) -> Config {
+    let everybody = [("PRINCIPALS__ANONYMOUS__PROFILES", "default")];
+    let variables = variables.iter().chain(&everybody);
+    let environment = variables.map(|(name, value)| (format!("SESSION_BROKER__{name}"), (*value).to_owned()));
+    Config::load(None, environment).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A configuration with what it does not say itself: that everybody may call.
+pub(crate) fn for_everybody(configuration: &str) -> String {
+    let sections = ["[principals.anonymous]"];
+    let absent =
+        sections.iter().filter(|section| !configuration.contains(&section[..section.find(['.', ']']).unwrap()]));
+    absent.fold(configuration.to_owned(), |text, section| text + "\n" + section)
 }
 
 /// A PostgreSQL of a test's own, with TLS by certificates made for it.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::engine::{Work, is_name};
 use super::error::{Error, Failure};
+use super::guard;
 use super::principal::Principal;
 use super::run::{Own, without_session};
 use super::session::streaming::{Streamed, Streaming};
@@ -97,7 +98,7 @@ impl Source {
     /// # Errors
     /// [`Error::Invalid`] naming the field.
     pub fn query(sql: String) -> Result<Self, Error> {
-        let statement = Statement::new(sql, Vec::new()).map_err(|error| match error {
+        let statement = Statement::new(guard::bare(&sql).to_owned(), Vec::new()).map_err(|error| match error {
             Error::Invalid { problem, .. } => Error::invalid("query", problem),
             error => error,
         })?;
@@ -263,9 +264,9 @@ impl Holder {
         if self.own.is_some() { without_session(failure, &self.session) } else { failure }
     }
 
-    /// Whether its caller knows of the session.
-    pub fn has_session(&self) -> bool {
-        self.own.is_none()
+    /// The session, if its caller knows of it.
+    pub fn session(&self) -> Option<&Session> {
+        self.own.is_none().then_some(&*self.session)
     }
 }
 
@@ -279,6 +280,15 @@ impl CopyingIn {
             // Nobody takes it when the COPY has ended, and then it says why.
             let _ = put.send(Upload::Data(data)).await;
         }
+    }
+
+    /// Breaks it off, and says what that has left.
+    ///
+    /// # Cancel safety
+    /// Dropping the future breaks it off as well.
+    pub async fn break_off(mut self) -> Result<Executed, Failure> {
+        self.put = None;
+        self.done().await
     }
 
     /// Says that all has been put in.
@@ -306,7 +316,7 @@ impl CopyingIn {
 
     /// Whether its caller knows of the session.
     pub fn has_session(&self) -> bool {
-        self.holder.has_session()
+        self.holder.session().is_some()
     }
 }
 
@@ -325,6 +335,6 @@ impl CopyingOut {
 
     /// Whether its caller knows of the session.
     pub fn has_session(&self) -> bool {
-        self.holder.has_session()
+        self.holder.session().is_some()
     }
 }

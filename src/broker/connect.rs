@@ -34,6 +34,45 @@ impl ConnectOverrides {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
+
+    /// The names of the options that are asked for, by which they are allowed.
+    pub fn names(&self) -> impl Iterator<Item = String> {
+        let Self {
+            database,
+            user,
+            application_name,
+            connect_timeout,
+            ssl_mode,
+            target_session_attrs,
+            load_balance_hosts,
+            channel_binding,
+            keepalives,
+            tcp_user_timeout,
+            client_connection_check_interval,
+            idle_in_transaction_session_timeout,
+            search_path,
+            time_zone,
+            server_settings,
+        } = self;
+        let asked = [
+            ("application_name", application_name.is_some()),
+            ("channel_binding", channel_binding.is_some()),
+            ("client_connection_check_interval", client_connection_check_interval.is_some()),
+            ("connect_timeout", connect_timeout.is_some()),
+            ("database", database.is_some()),
+            ("idle_in_transaction_session_timeout", idle_in_transaction_session_timeout.is_some()),
+            ("keepalives", keepalives.is_some()),
+            ("load_balance_hosts", load_balance_hosts.is_some()),
+            ("search_path", !search_path.is_empty()),
+            ("ssl_mode", ssl_mode.is_some()),
+            ("target_session_attrs", target_session_attrs.is_some()),
+            ("tcp_user_timeout", tcp_user_timeout.is_some()),
+            ("time_zone", time_zone.is_some()),
+            ("user", user.is_some()),
+        ];
+        let settings = server_settings.keys().map(|name| format!("server_settings.{name}"));
+        asked.into_iter().filter(|(_, asked)| *asked).map(|(name, _)| name.to_owned()).chain(settings)
+    }
 }
 
 /// TCP keepalive.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::session::SessionState;
 use super::transaction::Verdict;
+use crate::random::random;
 
 /// Why a call failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -18,6 +19,12 @@ pub enum Error {
         /// What is wrong with it, and what to do instead.
         problem: String,
     },
+    /// The caller does not say who it is, or not so that it can be believed.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The caller may not do that.
+    #[error("{0}")]
+    Forbidden(String),
     /// The token names no session, or another principal's.
     #[error("no such session: begin one with BeginSession")]
     SessionUnknown,
@@ -95,12 +102,25 @@ pub enum Error {
     /// The answer to COMMIT was lost.
     #[error("the commit's outcome is unknown: the connection was lost before PostgreSQL answered; call ResolveCommit")]
     CommitUnknown,
-    /// A defect of ours.
-    #[error("internal error")]
-    Internal,
+    /// Who the caller is cannot be found out now, whatever it shows.
+    #[error("{0}")]
+    IdentityUnavailable(String),
+    /// A defect of ours. The log has what is known of it, under this name.
+    #[error("internal error: the operator finds it in the log as trace_id {trace_id}")]
+    Internal {
+        /// 128 random bits.
+        trace_id: String,
+    },
 }
 
 impl Error {
+    /// A defect of ours, which is logged.
+    pub fn internal(what: &str) -> Self {
+        let trace_id = format!("{:032x}", u128::from_be_bytes(random()));
+        tracing::error!(trace_id, "{what}");
+        Self::Internal { trace_id }
+    }
+
     /// A request's field is wrong.
     pub fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
         Self::Invalid { field: field.into(), problem: problem.into() }
@@ -113,6 +133,21 @@ pub enum Exhausted {
     /// The broker's sessions.
     #[error("the broker holds its maximum of {0} sessions")]
     Sessions(usize),
+    /// The broker's calls.
+    #[error("the broker has its maximum of {0} calls at work")]
+    Calls(usize),
+    /// The caller's sessions.
+    #[error("the principal has its maximum of {0} sessions")]
+    PrincipalSessions(usize),
+    /// The caller's transactions.
+    #[error("the principal has its maximum of {0} open transactions")]
+    PrincipalTransactions(usize),
+    /// The caller's calls.
+    #[error("the principal has its maximum of {0} calls at work")]
+    PrincipalCalls(usize),
+    /// The rate of the caller's calls.
+    #[error("the principal calls more often than its {0} times a second")]
+    PrincipalCallRate(u32),
     /// Calls waiting on one session.
     #[error("the session has its maximum of {0} calls waiting")]
     SessionQueue(u32),

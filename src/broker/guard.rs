@@ -40,6 +40,21 @@ pub(super) fn check(sql: &str) -> Result<Kind, String> {
     Err(format!("{} controls the transaction: {instead}", first.keyword()))
 }
 
+/// A query as a part of another statement: without the empty statements before and behind it. Comments that look like the
+/// end of a quoted text are left for PostgreSQL to refuse.
+pub(super) fn bare(sql: &str) -> &str {
+    let mut query = skip_trivia(sql);
+    while let Some(rest) = query.strip_prefix(';') {
+        query = skip_trivia(rest);
+    }
+    let is_end = |rest: &str| {
+        let is_unquoted = !rest.contains(['\'', '"', '$']);
+        is_unquoted && Tokens(rest).all(|token| matches!(token, Token::Other(';')))
+    };
+    let end = query.match_indices(';').find(|(at, _)| is_end(&query[*at..]));
+    end.map_or(query, |(at, _)| &query[..at])
+}
+
 enum Token<'a> {
     /// An identifier or a keyword.
     Word(&'a str),
@@ -124,7 +139,23 @@ fn skip_block_comment(sql: &str) -> &str {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Kind, check};
+    use super::{Kind, bare, check};
+
+    #[test]
+    fn a_bare_query_has_nothing_before_or_behind_it() {
+        for (sql, expected) in [
+            ("SELECT 1", "SELECT 1"),
+            ("; -- first\n SELECT 1;;", "SELECT 1"),
+            ("SELECT 1; -- note", "SELECT 1"),
+            ("SELECT 1 /* ; */; /* ; */ ;", "SELECT 1 /* ; */"),
+            ("SELECT ';'", "SELECT ';'"),
+            ("SELECT ';-- '", "SELECT ';-- '"),
+            ("SELECT $$;$$", "SELECT $$;$$"),
+            ("SELECT \";\" FROM t;", "SELECT \";\" FROM t"),
+        ] {
+            assert_eq!(bare(sql), expected, "{sql}");
+        }
+    }
 
     #[test]
     fn transaction_control_is_refused_however_it_is_dressed() {

@@ -12,6 +12,7 @@ pub mod statement;
 pub mod stream;
 
 pub mod error;
+pub mod grant;
 pub mod principal;
 pub mod profile;
 pub mod token;
@@ -26,6 +27,7 @@ mod idempotency;
 pub mod notification;
 pub mod run;
 
+mod account;
 mod lease;
 mod reaper;
 mod registry;
@@ -37,7 +39,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -47,10 +49,12 @@ pub use idempotency::Fingerprint;
 pub use session::attach;
 pub use transaction::Verdict;
 
+use account::{Accounts, Resource, Taken};
 use commit::{CommitTokens, Resolution};
 use connect::ConnectOverrides;
 use engine::{Engine, IsolationLevel};
-use error::{EndReason, Error};
+use error::{EndReason, Error, Exhausted};
+use grant::Quotas;
 use idempotency::Outcomes;
 use principal::Principal;
 use profile::{Limits, Profiles, ReaperMode};
@@ -96,6 +100,11 @@ struct Shared {
     outcomes: Outcomes,
     /// Room for large answers of numbered calls, in KiB.
     kept_kib: Arc<Semaphore>,
+    /// What each principal takes.
+    accounts: Accounts,
+    /// Room for calls.
+    calls: Arc<Semaphore>,
+    calls_max: usize,
     /// The transaction tasks.
     transactions: TaskTracker,
     draining: AtomicBool,
@@ -167,6 +176,13 @@ pub struct Repeatable {
     pub fingerprint: Fingerprint,
 }
 
+/// A call that was let in.
+#[derive(Debug)]
+pub struct Admitted {
+    _taken: Taken,
+    _room: OwnedSemaphorePermit,
+}
+
 /// A session as granted.
 #[derive(Debug)]
 pub struct Granted {
@@ -194,6 +210,9 @@ impl Broker {
         let shared = Arc::new(Shared {
             reaper_mode: limits.reaper,
             would_have_reaped: AtomicU64::new(0),
+            accounts: Accounts::default(),
+            calls: Arc::new(Semaphore::new(limits.calls_max)),
+            calls_max: limits.calls_max,
             registry: Registry::new(limits),
             reaper: orders,
             commit_tokens,
@@ -223,6 +242,31 @@ impl Broker {
     pub fn set_profiles(&self, profiles: Profiles) {
         let offers = Arc::new(Offers::new(profiles));
         *self.offers.write().unwrap_or_else(PoisonError::into_inner) = offers;
+    }
+
+    /// Lets a call in, until the answer is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] when the principal may do nothing, [`Error::Exhausted`] when it does too much, or all do.
+    pub fn admit(&self, principal: &Principal) -> Result<Admitted, Error> {
+        let Quotas { calls_max, calls_per_second, .. } = self.offers().grant(principal)?.quotas;
+        let account = self.shared.accounts.of(principal);
+        let taken = account
+            .take(Resource::Call, calls_max)
+            .ok_or_else(|| Error::Exhausted(Exhausted::PrincipalCalls(calls_max.unwrap_or_default())))?;
+        let room = self.shared.calls.clone().try_acquire_owned();
+        let room = room.map_err(|_| Error::Exhausted(Exhausted::Calls(self.shared.calls_max)))?;
+        match calls_per_second {
+            Some(rate) if !account.pay(Instant::now(), rate) => {
+                Err(Error::Exhausted(Exhausted::PrincipalCallRate(rate.get())))
+            }
+            _ => Ok(Admitted { _taken: taken, _room: room }),
+        }
+    }
+
+    /// Whether the principal may make an operator's calls.
+    pub fn is_admin(&self, principal: &Principal) -> bool {
+        self.offers().grant(principal).is_ok_and(|grant| grant.admin)
     }
 
     /// How many sessions have outlived their time because the reaper only counts.
@@ -270,10 +314,17 @@ impl Broker {
         let lease_ttl = terms.lease_ttl(request.lease_ttl)?;
         engine.check(&request.connect)?;
         check_labels(&request.labels)?;
+        let quotas = self.offers().grant(principal)?.quotas;
+        let account = self.shared.accounts.of(principal);
+        let taken = account
+            .take(Resource::Session, quotas.sessions_max)
+            .ok_or_else(|| Error::Exhausted(Exhausted::PrincipalSessions(quotas.sessions_max.unwrap_or_default())))?;
         Ok(Arc::new(Session::new(
             life,
             SessionToken::generate(&self.owner),
             principal.clone(),
+            taken,
+            quotas.transactions_max,
             engine.clone(),
             terms,
             request.labels.clone(),
@@ -284,10 +335,13 @@ impl Broker {
 
     /// What a caller is offered that asks for this: terms, and an engine that they allow.
     fn offered(&self, principal: &Principal, request: &BeginSession) -> Result<(Arc<Terms>, &Arc<dyn Engine>), Error> {
-        let offers = self.offers.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let terms = offers.terms(principal, request)?;
+        let terms = self.offers().terms(principal, request)?;
         let engine = self.engine(terms.engine(&request.engine, &self.default_engine)?)?;
         Ok((terms, engine))
+    }
+
+    fn offers(&self) -> Arc<Offers> {
+        self.offers.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The session a token opens, live or ended: every call on it says which.

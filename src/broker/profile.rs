@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::grant::{Grant, Grants};
 use super::value::LIST_DEPTH_MAX;
 
 /// The profiles there are, and whose they are.
@@ -12,9 +13,8 @@ use super::value::LIST_DEPTH_MAX;
 pub struct Profiles {
     /// By name; [`Profiles::DEFAULT`] is among them.
     pub profiles: BTreeMap<String, Profile>,
-    /// Those that a principal may ask for, never none, the first when it asks for none. A principal that is not listed
-    /// has the default one alone.
-    pub principals: BTreeMap<String, Vec<String>>,
+    /// Who may have which.
+    pub principals: Grants,
 }
 
 impl Profiles {
@@ -23,9 +23,10 @@ impl Profiles {
 }
 
 impl From<Profile> for Profiles {
-    /// The default profile alone.
+    /// The default profile alone, for everybody.
     fn from(default: Profile) -> Self {
-        Self { profiles: [(Self::DEFAULT.to_owned(), default)].into(), principals: BTreeMap::new() }
+        let profiles = [(Self::DEFAULT.to_owned(), default)].into();
+        Self { profiles, principals: Grants::for_everybody(Grant::default()) }
     }
 }
 
@@ -64,6 +65,8 @@ pub struct Profile {
     pub session_queue_max: u32,
     /// The engines that sessions may name, the first for those that may not have the default engine. Empty: all.
     pub engines: Vec<String>,
+    /// The connection options that sessions may ask for, of those that the engine lets callers choose. `None`: all those.
+    pub connect_options: Option<BTreeSet<String>>,
     /// The roles that sessions may ask for.
     pub roles: BTreeSet<String>,
     /// The settings that sessions may ask for.
@@ -116,6 +119,7 @@ impl Default for Profile {
             // A session is one conversation: more than a few calls in flight is a caller's mistake.
             session_queue_max: 32,
             engines: Vec::new(),
+            connect_options: None,
             // What a caller may become is the operator's to say.
             roles: BTreeSet::new(),
             settings: BTreeSet::new(),
@@ -129,6 +133,8 @@ impl Default for Profile {
 pub struct Limits {
     /// The most live sessions.
     pub sessions_max: usize,
+    /// The most calls that wait for their answer; a stream until it begins.
+    pub calls_max: usize,
     /// The most ended sessions whose reason is remembered.
     pub tombstones_max: usize,
     /// How long an ended session's reason is remembered.
@@ -165,6 +171,8 @@ impl Default for Limits {
         Self {
             // At about half a kilobyte each, 50 MB; labels and numbered calls (up to 4 KiB each) come on top.
             sessions_max: 100_000,
+            // Each may hold a request of mebibytes: what is more than can be worked off in a second is better refused.
+            calls_max: 10_000,
             tombstones_max: 10_000,
             // Longer than any client's retry loop.
             tombstone_ttl: Duration::from_mins(10),

@@ -343,7 +343,7 @@ impl Attempt<'_> {
         });
         match committing.await {
             Ok(committed) => Ok(committed?.verdict),
-            Err(_) => Err(Error::Internal.into()),
+            Err(_) => Err(Error::internal("a task that commits died").into()),
         }
     }
 }
@@ -368,7 +368,7 @@ fn stored(read: &Executed, request: &Fingerprint) -> Result<(Answer, Verdict), F
     match row.map(Vec::as_slice) {
         Some([Value::Bytes(before), _, _]) if before.as_ref() != request => Err(used_for_another().into()),
         Some([_, Value::Bytes(answer), Value::Text(xid)]) => {
-            let xid = xid.parse().map_err(|_| Error::Internal)?;
+            let xid = xid.parse().map_err(|_| Error::internal("the idempotency table has no xid8 under a key"))?;
             Ok((Answer::Stored(answer.to_vec()), Verdict::Committed(TransactionId { xid, commit_token: None })))
         }
         // Somebody else has written or deleted it.

@@ -15,8 +15,9 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tracing::{error, info};
+use tracing::info;
 
+use super::account::{Resource, Taken};
 use super::commit::{ClusterXid, CommitToken, TransactionId};
 use super::connect::ConnectOverrides;
 use super::engine::{Engine, EngineInfo, IsolationLevel, SavepointAction, SavepointName, TransactionOptions, Work};
@@ -25,7 +26,7 @@ use super::lease::{Judgement, Lease};
 use super::principal::Principal;
 use super::profile::{Class, Profile, ReaperMode};
 use super::reaper::Place;
-use super::statement::{ResultFormat, ResultSet, Statement};
+use super::statement::{ResultFormat, ResultLimits, ResultSet, Statement};
 use super::terms::Terms;
 use super::token::{SessionId, SessionToken};
 use super::transaction::{self, Call, Command, Deadline, Verdict};
@@ -46,6 +47,8 @@ pub struct Session {
     life: Life,
     token: SessionToken,
     principal: Principal,
+    /// The most transactions that its principal may have open.
+    transactions_max: Option<usize>,
     engine: Arc<dyn Engine>,
     terms: Arc<Terms>,
     labels: BTreeMap<String, String>,
@@ -71,6 +74,8 @@ struct State {
     changed: Option<Arc<Notify>>,
     /// Its time is over, and the reaper has only counted it.
     spared: bool,
+    /// Its place among its principal's; `None` once it has ended.
+    taken: Option<Taken>,
 }
 
 /// A call of Execute that can be repeated: its number in its session, and a fingerprint of what it asks.
@@ -123,6 +128,8 @@ struct Open {
     committing: bool,
     /// The statement that runs, or the last that ran.
     running: Option<Running>,
+    /// Its place among its principal's.
+    _taken: Taken,
 }
 
 /// A statement that runs, or waits for a connection to run on, as Cancel sees it.
@@ -318,6 +325,8 @@ impl Session {
         life: Life,
         token: SessionToken,
         principal: Principal,
+        taken: Taken,
+        transactions_max: Option<usize>,
         engine: Arc<dyn Engine>,
         terms: Arc<Terms>,
         labels: BTreeMap<String, String>,
@@ -333,11 +342,13 @@ impl Session {
             place: None,
             changed: None,
             spared: false,
+            taken: Some(taken),
         };
         Self {
             life,
             token,
             principal,
+            transactions_max,
             engine,
             terms,
             labels,
@@ -399,18 +410,20 @@ impl Session {
             return answer;
         }
         let turn = self.check_parameters(turn, &statements)?;
-        let answer = self.ask(turn, Work::Statements(statements, format), numbered, options)?;
+        let work = Work::Statements(statements, format);
+        let answer = self.ask(turn, work, Terms::result_limits, numbered, options)?;
         self.answered(answer).await
     }
 
-    /// Runs the broker's own statements: the limits on what callers send are not for them.
+    /// Runs the broker's own statements: the limits on what callers send and get are not for them.
     pub(super) async fn execute_own(
         self: &Arc<Self>,
         statements: Arc<[Statement]>,
         options: CallOptions,
     ) -> Result<Executed, Failure> {
         let turn = self.turn().await?;
-        let answer = self.ask(turn, Work::Statements(statements, ResultFormat::Values), None, options)?;
+        let work = Work::Statements(statements, ResultFormat::Values);
+        let answer = self.ask(turn, work, |_, _, _| ResultLimits::NONE, None, options)?;
         self.answered(answer).await
     }
 
@@ -428,6 +441,7 @@ impl Session {
         self: &Arc<Self>,
         turn: Turn,
         work: Work,
+        limits: impl FnOnce(&Terms, Class, Option<u64>) -> ResultLimits,
         numbered: Option<Numbered>,
         options: CallOptions,
     ) -> Result<Answer, Failure> {
@@ -441,13 +455,8 @@ impl Session {
         self.dispatch(Command::Execute(transaction::Execute {
             begin: self.begin(transaction),
             commit,
-            limits: match work {
-                Work::Statements(..) => self.terms.result_limits(class, rows_max),
-                Work::Stream(..) | Work::CopyIn(..) | Work::CopyOut(..) | Work::Savepoint(..) => {
-                    self.terms.stream_limits(rows_max)
-                }
-            },
             work,
+            limits: limits(&self.terms, class, rows_max),
             deadline: self.deadline(class, timeout, grpc_deadline),
             answer_by: grpc_deadline,
             running: Stoppable::new(),
@@ -472,7 +481,7 @@ impl Session {
             return Err(turn.refuse(action.unknown()));
         }
         let options = CallOptions { transaction, grpc_deadline, ..CallOptions::default() };
-        let answer = self.ask(turn, Work::Savepoint(action, name), None, options)?;
+        let answer = self.ask(turn, Work::Savepoint(action, name), Terms::stream_limits, None, options)?;
         self.answered(answer).await.map(|done| done.state)
     }
 
@@ -727,6 +736,7 @@ impl Session {
             state.last_commit = None;
         }
         state.last_numbered = None;
+        state.taken = None;
         let place = state.place.take();
         // Dropping an open phase drops the task's only sender: the task rolls back.
         state.phase = Phase::Ended(reason);
@@ -790,6 +800,13 @@ impl Session {
                 drop(refused);
             }
             (Phase::Idle, Command::Execute(first)) => {
+                let own = state.taken.as_ref();
+                let max = self.transactions_max;
+                let Some(taken) = own.and_then(|own| own.account().take(Resource::Transaction, max)) else {
+                    drop(state);
+                    let error = Error::Exhausted(Exhausted::PrincipalTransactions(max.unwrap_or_default()));
+                    return transaction::refuse(first, Some(error));
+                };
                 let (commands, received) = mpsc::channel(1);
                 let deadline = Instant::now() + self.terms.transaction_timeout;
                 // A commit of what cannot begin must not be told of one before that went well.
@@ -804,6 +821,7 @@ impl Session {
                     failed: false,
                     committing: false,
                     running: Some(first.running.running()),
+                    _taken: taken,
                 }));
                 state.tell();
                 drop(state);
@@ -829,9 +847,8 @@ impl Session {
         Err(match alive {
             Err(ended) => ended.into(),
             Ok(()) => {
-                error!(session.id = %self.id(), "a transaction task died");
                 self.end(EndReason::BackendLost);
-                Error::Internal.into()
+                Error::internal(&format!("the transaction task of session {} died", self.id())).into()
             }
         })
     }

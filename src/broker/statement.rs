@@ -164,6 +164,11 @@ pub struct ResultLimits {
     pub value_bytes_max: usize,
 }
 
+impl ResultLimits {
+    /// For statements of our own.
+    pub(super) const NONE: Self = Self { rows_max: u64::MAX, bytes_max: usize::MAX, value_bytes_max: usize::MAX };
+}
+
 /// How rows are returned.
 #[derive(Debug, Clone, Copy)]
 pub enum ResultFormat {

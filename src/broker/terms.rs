@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::connect::ConnectOverrides;
 use super::engine::TransactionOptions;
 use super::error::{Bound, Error};
+use super::grant::{Grant, Grants};
 use super::principal::Principal;
 use super::profile::{Class, Profile, Profiles};
 use super::statement::{Parameter, ResultLimits, Statement};
@@ -24,9 +25,7 @@ const SETTING_BYTES_MAX: usize = 1024;
 pub(super) struct Offers {
     /// What a session gets that asks for nothing of its own, by its profile's name.
     usual: BTreeMap<String, Arc<Terms>>,
-    principals: BTreeMap<String, Vec<String>>,
-    /// What a principal may ask for that is not listed.
-    unlisted: Vec<String>,
+    principals: Grants,
 }
 
 /// What a session lives by.
@@ -46,7 +45,7 @@ impl Offers {
     /// # Panics
     /// When a principal has a profile that is not there, or none.
     pub(super) fn new(Profiles { profiles, principals }: Profiles) -> Self {
-        for own in principals.values() {
+        for (_, Grant { profiles: own, .. }) in principals.iter() {
             let there = own.iter().all(|name| profiles.contains_key(name));
             assert!(!own.is_empty() && there, "the configuration names existing profiles");
         }
@@ -55,12 +54,18 @@ impl Offers {
             let terms = Terms::new(name.as_str().into(), profile.into(), connect.clone(), &BeginSession::default());
             (name, Arc::new(terms))
         });
-        Self { usual: usual.collect(), principals, unlisted: vec![Profiles::DEFAULT.to_owned()] }
+        Self { usual: usual.collect(), principals }
+    }
+
+    /// What the principal may have.
+    pub(super) fn grant(&self, principal: &Principal) -> Result<&Arc<Grant>, Error> {
+        let grant = self.principals.of(principal).map(|(_, grant)| grant);
+        grant.ok_or_else(|| Error::Forbidden(format!("principal {principal} may do nothing here: it has no grant")))
     }
 
     /// The terms of a session as asked for.
     pub(super) fn terms(&self, principal: &Principal, request: &BeginSession) -> Result<Arc<Terms>, Error> {
-        let own = self.principals.get(principal.name()).unwrap_or(&self.unlisted);
+        let own = &self.grant(principal)?.profiles;
         let name = match request.profile.as_str() {
             "" => &own[0],
             asked => own.iter().find(|name| *name == asked).ok_or_else(|| {
@@ -148,8 +153,8 @@ impl Terms {
         }
     }
 
-    /// How large what is passed on as it comes may be.
-    pub(super) fn stream_limits(&self, rows_max: Option<u64>) -> ResultLimits {
+    /// How large what is passed on as it comes may be; no class narrows it.
+    pub(super) fn stream_limits(&self, _class: Class, rows_max: Option<u64>) -> ResultLimits {
         let Profile { result_bytes_max, value_bytes_max, .. } = *self.profile;
         ResultLimits { rows_max: rows_max.unwrap_or(u64::MAX), bytes_max: result_bytes_max, value_bytes_max }
     }
@@ -203,6 +208,7 @@ fn check(request: &BeginSession, profile: &Profile) -> Result<(), Error> {
     within("options.statement_timeout", request.statement_timeout, profile.statement_timeout)?;
     within("options.transaction_timeout", request.transaction_timeout, profile.transaction_timeout)?;
     within("options.lock_timeout", request.lock_timeout, LOCK_TIMEOUT_MAX)?;
+    check_connect_options(&request.connect, profile.connect_options.as_ref())?;
     check_role(request.role.as_deref(), &profile.roles)?;
     check_settings(&request.settings, &profile.settings)
 }
@@ -214,6 +220,16 @@ fn within(field: &str, asked: Option<Duration>, max: Duration) -> Result<(), Err
             Err(Error::invalid(field, format!("must lie between 1ms and {max}")))
         }
         _ => Ok(()),
+    }
+}
+
+fn check_connect_options(asked: &ConnectOverrides, allowed: Option<&BTreeSet<String>>) -> Result<(), Error> {
+    match asked.names().find(|name| allowed.is_some_and(|allowed| !allowed.contains(name))) {
+        None => Ok(()),
+        Some(name) => {
+            let problem = "is not among the profile's connect_options: leave it out";
+            Err(Error::invalid(format!("connect_options.{name}"), problem))
+        }
     }
 }
 

@@ -242,13 +242,18 @@ async fn checkout(
         () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
         () = first.running.stop.notified() => Some(Error::Cancelled),
     };
+    refuse(first, error);
+    None
+}
+
+/// Ends a transaction that has not begun; with an error, if there is somebody to hear it.
+pub(super) fn refuse(first: Execute, error: Option<Error>) {
     let Execute { call, mut running, .. } = first;
     running.was_stopped = error.as_ref().is_none_or(was_stopped);
     match error {
         Some(error) => call.refuse(Progress::Over(None), error, None),
         None => drop(call.turn.finish(Progress::Over(None))),
     }
-    None
 }
 
 struct Transaction {

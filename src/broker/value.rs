@@ -116,14 +116,14 @@ impl Value {
             }
     }
 
-    /// How many bytes of data it has: those of its text, eight of a number.
+    /// How many bytes of data it has: those of its text, and eight of a number. What has less counts as much as a number:
+    /// nothing is had for nothing.
     pub fn data_len(&self) -> usize {
+        const LEAST: usize = 8;
         match self {
-            Self::Null => 0,
-            Self::Bool(_) => 1,
-            Self::Int(_) | Self::Double(_) => 8,
-            Self::Text(text) => text.len(),
-            Self::Bytes(bytes) => bytes.len(),
+            Self::Null | Self::Bool(_) | Self::Int(_) | Self::Double(_) => LEAST,
+            Self::Text(text) => text.len().max(LEAST),
+            Self::Bytes(bytes) => bytes.len().max(LEAST),
             Self::List(list) => list.values.iter().map(Self::data_len).sum(),
         }
     }

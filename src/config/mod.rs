@@ -120,7 +120,12 @@ impl Config {
             // Each of those named has its own problem.
             (None, None) => None,
         };
-        let profiles = profiles::read(&mut root, &engines);
+        if !root.has("principals") {
+            let add =
+                "add [principals.NAME] for each caller, [principals.anonymous] for those who do not say who they are";
+            root.problem("principals", &format!("is empty, so nobody may do anything: {add}"));
+        }
+        let profiles = profiles::read(&mut root, &engines, &limits);
         root.finish();
         Some(Self {
             listen,
@@ -165,6 +170,7 @@ fn limits(mut section: Section<'_>) -> Limits {
     let default = Limits::default();
     let limits = Limits {
         sessions_max: section.number("sessions_max", default.sessions_max, 1..=10_000_000),
+        calls_max: section.number("calls_max", default.calls_max, 1..=10_000_000),
         tombstones_max: section.number("tombstones_max", default.tombstones_max, 0..=10_000_000),
         tombstone_ttl: section.duration(
             "tombstone_ttl",
@@ -253,8 +259,9 @@ impl fmt::Display for Config {
         writeln!(f, "owner = {owner:?}\ndefault_engine = {default_engine:?}")?;
         writeln!(f, "drain_grace = \"{}\"", format_duration(*drain_grace))?;
         write!(f, "{}", profiles::Shown(profiles))?;
-        let Limits { sessions_max, tombstones_max, tombstone_ttl, reaper } = limits;
-        writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ntombstones_max = {tombstones_max}")?;
+        let Limits { sessions_max, calls_max, tombstones_max, tombstone_ttl, reaper } = limits;
+        writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ncalls_max = {calls_max}")?;
+        writeln!(f, "tombstones_max = {tombstones_max}")?;
         writeln!(f, "tombstone_ttl = \"{}\"\nreaper = {:?}", format_duration(*tombstone_ttl), reaper.word())?;
         for (name, engine) in engines {
             writeln!(f, "\n[engines.{}]\n{engine}", key(name))?;
@@ -275,7 +282,10 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
         std::fs::write(&file, text).unwrap();
-        Config::load(Some(&file), environment.iter().map(|(name, value)| ((*name).into(), (*value).into())))
+        // What most tests are not about: everybody may call.
+        let anonymous = ("SESSION_BROKER__PRINCIPALS__ANONYMOUS__PROFILES", "default");
+        let environment = environment.iter().chain((!text.contains("[principals")).then_some(&anonymous));
+        Config::load(Some(&file), environment.map(|(name, value)| ((*name).into(), (*value).into())))
     }
 
     pub(super) fn problems(text: &str, environment: &[(&str, &str)]) -> Vec<String> {
@@ -289,7 +299,7 @@ mod tests {
     fn one_engine_is_all_it_takes() {
         let config = load("[engines.main]\nurl = \"postgresql://u@localhost/db\"", &[]).unwrap();
         assert_eq!(config.default_engine, "main");
-        assert_eq!(config.profiles, Profiles::from(Profile::default()));
+        assert_eq!(config.profiles.profiles, Profiles::from(Profile::default()).profiles);
         assert_eq!(config.engines["main"].pool, PoolOptions::default());
     }
 

@@ -3,8 +3,9 @@
 //! Every profile takes from the default one what it does not say. Invariant: a lease that would end
 //! before its time, and a class that would have more than its profile, are problems where they were written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
+use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -12,7 +13,9 @@ use humantime::format_duration;
 
 use super::EngineConfig;
 use super::section::{Section, is_setting_name, key, list};
-use crate::broker::profile::{Class, Profile, Profiles};
+use crate::broker::grant::{Grant, Quotas};
+use crate::broker::principal::Principal;
+use crate::broker::profile::{Class, Limits, Profile, Profiles};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -26,7 +29,10 @@ const DEPTHS: RangeInclusive<i64> = 1..=6;
 /// The longest name of a profile or a class: a word or two.
 const NAME_BYTES_MAX: usize = 63;
 
-pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConfig>) -> Profiles {
+/// The longest name of a principal: a SPIFFE ID's path may have more, but none is given such.
+const PRINCIPAL_BYTES_MAX: usize = 253;
+
+pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConfig>, limits: &Limits) -> Profiles {
     let mut section = root.section("profiles");
     let default = profile(section.section(Profiles::DEFAULT), &Profile::default(), engines);
     let mut profiles = BTreeMap::new();
@@ -39,23 +45,53 @@ pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConf
     let mut section = root.section("principals");
     let mut principals = BTreeMap::new();
     for name in section.keys() {
-        principals.insert(name.clone(), principal(section.section(&name), &profiles));
+        if !(1..=PRINCIPAL_BYTES_MAX).contains(&name.len()) || name.contains(char::is_control) {
+            let problem = format!("must be named with 1 to {PRINCIPAL_BYTES_MAX} bytes without control characters");
+            section.problem(&name, &problem);
+        }
+        let quotas = usual_quotas(&name, limits);
+        principals.insert(name.clone(), grant(section.section(&name), &profiles, quotas));
     }
     section.finish();
-    Profiles { profiles, principals }
+    Profiles { profiles, principals: principals.into_iter().collect() }
 }
 
-/// The profiles that a principal may ask for.
-fn principal(mut section: Section<'_>, profiles: &BTreeMap<String, Profile>) -> Vec<String> {
-    let own = section.list("profiles");
+/// What a principal may take that is given no quotas: two fifths of all there is, so that one gone wild leaves room for two
+/// others. The anonymous principal is everyone, and may have all of it.
+fn usual_quotas(principal: &str, limits: &Limits) -> Quotas {
+    /// As with a pool, of the callers that may wait for it.
+    const TRANSACTIONS_MAX: usize = 400;
+    if principal == Principal::anonymous().name() {
+        return Quotas::default();
+    }
+    Quotas {
+        sessions_max: Some((limits.sessions_max * 2 / 5).max(1)),
+        transactions_max: Some(TRANSACTIONS_MAX),
+        calls_max: Some((limits.calls_max * 2 / 5).max(1)),
+        // How much a call may cost is bounded by the others; how often is the operator's to say.
+        calls_per_second: None,
+    }
+}
+
+/// What a principal may have.
+fn grant(mut section: Section<'_>, profiles: &BTreeMap<String, Profile>, usual: Quotas) -> Grant {
+    const COUNTS: RangeInclusive<i64> = 1..=10_000_000;
+    let own = if section.has("profiles") { section.list("profiles") } else { Grant::default().profiles };
     if own.is_empty() {
         section.problem("profiles", "is empty: name the profiles it may ask for, its own first");
     }
     for name in own.iter().filter(|name| !profiles.contains_key(*name)) {
         section.problem("profiles", &format!("names {name:?}, which is not among the profiles"));
     }
+    let admin = section.flag("admin", false);
+    let mut count = |key: &str, usual: Option<usize>| section.optional_number(key, COUNTS).or(usual);
+    let (sessions_max, transactions_max) =
+        (count("sessions_max", usual.sessions_max), count("transactions_max", usual.transactions_max));
+    let calls_max = count("calls_max", usual.calls_max);
+    let rate: Option<u32> = section.optional_number("calls_per_second", 1..=1_000_000);
+    let calls_per_second = rate.and_then(NonZeroU32::new).or(usual.calls_per_second);
     section.finish();
-    own
+    Grant { profiles: own, admin, quotas: Quotas { sessions_max, transactions_max, calls_max, calls_per_second } }
 }
 
 fn profile(mut section: Section<'_>, base: &Profile, engines: &BTreeMap<String, EngineConfig>) -> Profile {
@@ -95,6 +131,13 @@ fn profile(mut section: Section<'_>, base: &Profile, engines: &BTreeMap<String, 
         for name in profile.engines.iter().filter(|name| !engines.contains_key(*name)) {
             section.problem("engines", &format!("names {name:?}, which is not among the engines"));
         }
+    }
+    if section.has("connect_options") {
+        let names: BTreeSet<_> = section.list("connect_options").into_iter().collect();
+        for name in names.iter().filter(|name| !engines.values().any(|engine| engine.overridable.contains(*name))) {
+            section.problem("connect_options", &format!("names {name:?}, which no engine has among its overridable"));
+        }
+        profile.connect_options = Some(names);
     }
     if section.has("roles") {
         profile.roles = section.list("roles").into_iter().collect();
@@ -159,11 +202,22 @@ impl Display for Shown<'_> {
         for (name, profile) in profiles {
             show_profile(f, &key(name), profile)?;
         }
-        for (name, profiles) in principals {
-            writeln!(f, "\n[principals.{}]\nprofiles = {profiles:?}", key(name))?;
-        }
-        Ok(())
+        principals.iter().try_for_each(|(name, grant)| show_grant(f, &key(name), grant))
     }
+}
+
+fn show_grant(f: &mut fmt::Formatter<'_>, name: &str, grant: &Grant) -> fmt::Result {
+    let Grant { profiles, admin, quotas } = grant;
+    let Quotas { sessions_max, transactions_max, calls_max, calls_per_second } = quotas;
+    writeln!(f, "\n[principals.{name}]\nprofiles = {profiles:?}\nadmin = {admin}")?;
+    for (key, count) in
+        [("sessions_max", sessions_max), ("transactions_max", transactions_max), ("calls_max", calls_max)]
+    {
+        if let Some(count) = count {
+            writeln!(f, "{key} = {count}")?;
+        }
+    }
+    calls_per_second.map_or(Ok(()), |rate| writeln!(f, "calls_per_second = {rate}"))
 }
 
 fn show_profile(f: &mut fmt::Formatter<'_>, name: &str, profile: &Profile) -> fmt::Result {
@@ -184,6 +238,7 @@ fn show_profile(f: &mut fmt::Formatter<'_>, name: &str, profile: &Profile) -> fm
         list_depth_max,
         session_queue_max,
         engines,
+        connect_options,
         roles,
         settings,
         classes,
@@ -206,6 +261,9 @@ fn show_profile(f: &mut fmt::Formatter<'_>, name: &str, profile: &Profile) -> fm
     writeln!(f, "value_bytes_max = {value_bytes_max}\nparameters_bytes_max = {parameters_bytes_max}")?;
     writeln!(f, "list_depth_max = {list_depth_max}")?;
     writeln!(f, "session_queue_max = {session_queue_max}\nengines = {engines:?}")?;
+    if let Some(names) = connect_options {
+        writeln!(f, "connect_options = {}", list(names))?;
+    }
     writeln!(f, "roles = {}\nsettings = {}", list(roles), list(settings))?;
     for (class, limits) in classes {
         let Class { statement_timeout, result_rows_max, result_bytes_max } = limits;
@@ -321,7 +379,7 @@ mod tests {
         let config = load(&format!("{ENGINE}{text}"), &[]).unwrap();
         let printed = config.to_string();
         assert_eq!(load(&printed, &[]).unwrap(), config);
-        assert_eq!(section(&printed, "principals.billing"), ["profiles = [\"report\", \"default\"]"]);
+        assert!(section(&printed, "principals.billing").contains(&"profiles = [\"report\", \"default\"]"), "{printed}");
     }
 
     #[test]
@@ -335,7 +393,7 @@ mod tests {
             load(&format!("{ENGINE}[profiles.report]\nlease_ttl = \"40s\""), &environment).unwrap().to_string();
         assert!(section(&printed, "profiles.report").contains(&"lease_ttl = \"45s\""), "{printed}");
         assert_eq!(section(&printed, "profiles.report.classes.slow"), ["statement_timeout = \"20s\""]);
-        assert_eq!(section(&printed, "principals.billing"), ["profiles = [\"report\", \"default\"]"]);
+        assert!(section(&printed, "principals.billing").contains(&"profiles = [\"report\", \"default\"]"), "{printed}");
     }
 
     #[test]
@@ -361,6 +419,10 @@ mod tests {
             [principals.billing]
             profiles = []
             [principals.nobody]
+            calls_per_second = 0
+            admin = "perhaps"
+            [profiles.narrow]
+            connect_options = ["password"]
             [principals.shipping]
             profiles = ["report", "batch"]
             profile = "report"
@@ -381,7 +443,9 @@ mod tests {
             "profiles.long.lease_ttl_min: ",
             "profiles.long.session_idle_timeout: ",
             "principals.billing.profiles: ",
-            "principals.nobody.profiles: ",
+            "principals.nobody.calls_per_second: ",
+            "principals.nobody.admin: ",
+            "profiles.narrow.connect_options: ",
             "principals.shipping.profiles: ",
             "principals.shipping.profile: unknown key: did you mean profiles?",
         ];

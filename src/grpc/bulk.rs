@@ -5,16 +5,17 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::pb;
 use super::pb::bulk_service_server::BulkService;
-use super::service::grpc_deadline;
+use super::service::{checked, grpc_deadline};
 use super::{auth, convert, status};
 use crate::broker::Broker;
-use crate::broker::bulk::{CopyingOut, Holder};
-use crate::broker::error::Error;
+use crate::broker::bulk::{CopyingIn, CopyingOut, Holder};
+use crate::broker::error::{Error, Failure};
+use crate::broker::principal::Principal;
+use crate::broker::session::Executed;
 
 /// Serves COPY.
 #[derive(Debug)]
@@ -29,8 +30,7 @@ impl Bulk {
     }
 
     /// Whose transaction a COPY is to be a part of.
-    fn holder(&self, metadata: &MetadataMap, whose: convert::Whose) -> Result<Holder, Status> {
-        let principal = auth::principal(metadata);
+    fn holder(&self, principal: Principal, whose: convert::Whose) -> Result<Holder, Status> {
         match whose {
             convert::Whose::Session(token) => self.broker.session(&principal, &token).map(Holder::of),
             convert::Whose::Alone(begin) => self.broker.alone(&principal, &begin),
@@ -48,13 +48,15 @@ impl BulkService for Bulk {
         request: Request<Streaming<pb::CopyInRequest>>,
     ) -> Result<Response<pb::CopyInResponse>, Status> {
         use pb::copy_in_request::Part;
+        let principal = auth::principal(&request)?;
         let (metadata, _, mut parts) = request.into_parts();
-        let refused = |problem: &str| status::from_error(Error::invalid("target", problem));
+        let refused = |problem: &str| Error::invalid("target", problem);
         let Some(pb::CopyInRequest { part: Some(Part::Target(target)) }) = parts.message().await? else {
-            return Err(refused("must be the first message: it says where the data goes"));
+            return Err(status::from_error(refused("must be the first message: it says where the data goes")));
         };
         let (whose, copy) = convert::copy_in(target, grpc_deadline(&metadata)).map_err(status::from_error)?;
-        let holder = self.holder(&metadata, whose)?;
+        let holder = self.holder(principal, whose)?;
+        let copy = of(&holder, copy)?;
         let mut copying = holder.copy_in(copy).await.map_err(status::from_failure)?;
         let has_session = copying.has_session();
         loop {
@@ -67,7 +69,7 @@ impl BulkService for Bulk {
             match part {
                 Some(pb::CopyInRequest { part: Some(Part::Data(data)) }) => copying.put(data).await,
                 Some(pb::CopyInRequest { part: Some(Part::Target(_)) }) => {
-                    return Err(refused("comes once, before the data"));
+                    return Err(broken_off(copying, refused("comes once, before the data")).await);
                 }
                 Some(pb::CopyInRequest { part: None }) => {}
                 Some(pb::CopyInRequest { part: Some(Part::End(pb::CopyInEnd {})) }) => {
@@ -77,16 +79,18 @@ impl BulkService for Bulk {
                 // A caller's leaving looks like the end of its stream: what is complete says so itself.
                 None => {
                     let problem = "is missing: it comes last, and says that the data is complete";
-                    return Err(status::from_error(Error::invalid("end", problem)));
+                    return Err(broken_off(copying, Error::invalid("end", problem)).await);
                 }
             }
         }
     }
 
     async fn copy_out(&self, request: Request<pb::CopyOutRequest>) -> Result<Response<Self::CopyOutStream>, Status> {
+        let principal = auth::principal(&request)?;
         let (metadata, _, request) = request.into_parts();
         let (whose, copy) = convert::copy_out(request, grpc_deadline(&metadata)).map_err(status::from_error)?;
-        let holder = self.holder(&metadata, whose)?;
+        let holder = self.holder(principal, whose)?;
+        let copy = of(&holder, copy)?;
         let copying = holder.copy_out(copy).await.map_err(status::from_failure)?;
         let parts = stream::unfold(copying, async |mut copying: CopyingOut| {
             let part = copying.next().await?;
@@ -97,9 +101,22 @@ impl BulkService for Bulk {
     }
 }
 
-fn copied(
-    done: Result<crate::broker::session::Executed, crate::broker::error::Failure>,
-    has_session: bool,
-) -> Result<Response<pb::CopyInResponse>, Status> {
+/// A COPY that was read, or what is wrong with it, and where the session stands.
+fn of<T>(holder: &Holder, copy: Result<T, Error>) -> Result<T, Status> {
+    match holder.session() {
+        Some(session) => checked(session, copy),
+        None => copy.map_err(status::from_error),
+    }
+}
+
+/// Why a COPY was broken off by its caller, and where that leaves the session.
+async fn broken_off(copying: CopyingIn, why: Error) -> Status {
+    match copying.break_off().await {
+        Err(failure) => status::from_failure(Failure { error: why, ..failure }),
+        Ok(_) => status::from_error(why),
+    }
+}
+
+fn copied(done: Result<Executed, Failure>, has_session: bool) -> Result<Response<pb::CopyInResponse>, Status> {
     done.map(|done| Response::new(convert::copied_in(done, has_session))).map_err(status::from_failure)
 }

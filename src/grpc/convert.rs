@@ -849,35 +849,35 @@ pub(super) enum Whose {
 pub(super) fn copy_in(
     target: pb::CopyInTarget,
     grpc_deadline: Option<Instant>,
-) -> Result<(Whose, bulk::Copy<bulk::Table>), Error> {
+) -> Result<(Whose, Result<bulk::Copy<bulk::Table>, Error>), Error> {
     let pb::CopyInTarget { context, table, columns, options } = target;
-    let what = bulk::Table::new(&table, columns)?;
-    copy(context, what, options, grpc_deadline)
+    copy(context, || bulk::Table::new(&table, columns), options, grpc_deadline)
 }
 
 pub(super) fn copy_out(
     request: pb::CopyOutRequest,
     grpc_deadline: Option<Instant>,
-) -> Result<(Whose, bulk::Copy<bulk::Source>), Error> {
+) -> Result<(Whose, Result<bulk::Copy<bulk::Source>, Error>), Error> {
     use pb::copy_out_request::Source;
     let pb::CopyOutRequest { context, source, columns, options } = request;
-    let what = match source {
-        None => return Err(Error::invalid("source", "is absent: give a table or a query")),
+    let what = || match source {
+        None => Err(Error::invalid("source", "is absent: give a table or a query")),
         Some(Source::Query(_)) if !columns.is_empty() => {
-            return Err(Error::invalid("columns", "are a table's: the query names its own"));
+            Err(Error::invalid("columns", "are a table's: the query names its own"))
         }
-        Some(Source::Query(query)) => bulk::Source::query(query)?,
-        Some(Source::Table(table)) => bulk::Source::Table(bulk::Table::new(&table, columns)?),
+        Some(Source::Query(query)) => bulk::Source::query(query),
+        Some(Source::Table(table)) => Ok(bulk::Source::Table(bulk::Table::new(&table, columns)?)),
     };
     copy(context, what, options, grpc_deadline)
 }
 
+/// Whose a COPY is, and the COPY or what is wrong with it.
 fn copy<T>(
     context: Option<pb::CopyContext>,
-    what: T,
+    what: impl FnOnce() -> Result<T, Error>,
     options: Option<pb::CopyOptions>,
     grpc_deadline: Option<Instant>,
-) -> Result<(Whose, bulk::Copy<T>), Error> {
+) -> Result<(Whose, Result<bulk::Copy<T>, Error>), Error> {
     let pb::CopyContext { session_token, engine, profile, options: session_options, commit, timeout, class } =
         context.unwrap_or_default();
     let whose = if session_token.is_empty() {
@@ -888,12 +888,14 @@ fn copy<T>(
         let problem = "goes without engine, profile and options: the session has its own";
         return Err(Error::invalid("context.session_token", problem));
     };
-    let copy = bulk::Copy {
-        what,
-        data: copy_options(options.unwrap_or_default())?,
-        options: call_options(commit, None, class, 0, timeout, grpc_deadline)?,
+    let copy = || {
+        Ok(bulk::Copy {
+            what: what()?,
+            data: copy_options(options.unwrap_or_default())?,
+            options: call_options(commit, None, class, 0, timeout, grpc_deadline)?,
+        })
     };
-    Ok((whose, copy))
+    Ok((whose, copy()))
 }
 
 fn copy_options(options: pb::CopyOptions) -> Result<bulk::CopyOptions, Error> {

@@ -26,4 +26,6 @@ pub mod notifications;
 pub mod row;
 pub mod service;
 mod status;
+
+mod gate;
 pub mod transport;

@@ -31,7 +31,7 @@ impl NotificationService for Notifications {
     type ListenStream = BoxStream<'static, Result<pb::ListenResponse, Status>>;
 
     async fn listen(&self, request: Request<pb::ListenRequest>) -> Result<Response<Self::ListenStream>, Status> {
-        let principal = auth::principal(request.metadata());
+        let principal = auth::principal(&request)?;
         let asked = convert::listen(request.into_inner());
         let listener = self.broker.listen(&principal, asked).await.map_err(status::from_error)?;
         // The transport drops the stream when its caller is gone.

@@ -38,9 +38,9 @@ impl Sessions {
     }
 
     /// The session a call is about.
-    fn session(&self, metadata: &MetadataMap, token: &str) -> Result<Arc<Session>, Status> {
+    fn session<T>(&self, request: &Request<T>, token: &str) -> Result<Arc<Session>, Status> {
         let token = convert::session_token(token).map_err(status::from_error)?;
-        self.broker.session(&auth::principal(metadata), &token).map_err(status::from_error)
+        self.broker.session(&auth::principal(request)?, &token).map_err(status::from_error)
     }
 }
 
@@ -53,7 +53,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::BeginSessionRequest>,
     ) -> Result<Response<pb::BeginSessionResponse>, Status> {
-        let principal = auth::principal(request.metadata());
+        let principal = auth::principal(&request)?;
         let asked = convert::begin_session(request.into_inner()).map_err(status::from_error)?;
         let Granted { session, lease_ttl } =
             self.broker.begin_session(&principal, asked).map_err(status::from_error)?;
@@ -70,7 +70,7 @@ impl SessionService for Sessions {
     }
 
     async fn execute(&self, request: Request<pb::ExecuteRequest>) -> Result<Response<pb::ExecuteResponse>, Status> {
-        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
         let call = checked(&session, convert::execute_call(request.into_inner(), deadline))?;
         let executed = session.execute(call).await.map_err(status::from_failure)?;
@@ -81,7 +81,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::ExecuteStreamRequest>,
     ) -> Result<Response<Self::ExecuteStreamStream>, Status> {
-        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
         let call = checked(&session, convert::stream_call(request.into_inner(), deadline))?;
         let streaming = session.execute_stream(call).await.map_err(status::from_failure)?;
@@ -97,7 +97,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::ExecuteBatchRequest>,
     ) -> Result<Response<pb::ExecuteBatchResponse>, Status> {
-        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
         let (call, runs) = checked(&session, convert::batch_call(request.into_inner(), deadline))?;
         let executed = session.execute(call).await.map_err(|failure| status::from_batch_failure(failure, &runs))?;
@@ -106,13 +106,13 @@ impl SessionService for Sessions {
 
     async fn commit(&self, request: Request<pb::CommitRequest>) -> Result<Response<pb::CommitResponse>, Status> {
         let pb::CommitRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
+        let session = self.session(&request, session_token)?;
         let committed = session.commit(grpc_deadline(request.metadata())).await.map_err(status::from_failure)?;
         Ok(Response::new(convert::committed(committed)))
     }
 
     async fn rollback(&self, request: Request<pb::RollbackRequest>) -> Result<Response<pb::RollbackResponse>, Status> {
-        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
         let pb::RollbackRequest { session_token: _, savepoint } = request.into_inner();
         let state = if savepoint.is_empty() {
@@ -129,7 +129,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::CreateSavepointRequest>,
     ) -> Result<Response<pb::CreateSavepointResponse>, Status> {
-        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
         let pb::CreateSavepointRequest { session_token: _, name, transaction_options } = request.into_inner();
         let name = checked(&session, SavepointName::new("name", name))?;
@@ -143,7 +143,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::ReleaseSavepointRequest>,
     ) -> Result<Response<pb::ReleaseSavepointResponse>, Status> {
-        let session = self.session(request.metadata(), &request.get_ref().session_token)?;
+        let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
         let pb::ReleaseSavepointRequest { session_token: _, name } = request.into_inner();
         let name = checked(&session, SavepointName::new("name", name))?;
@@ -156,7 +156,7 @@ impl SessionService for Sessions {
         &self,
         request: Request<pb::ResolveCommitRequest>,
     ) -> Result<Response<pb::ResolveCommitResponse>, Status> {
-        let principal = auth::principal(request.metadata());
+        let principal = auth::principal(&request)?;
         let deadline = grpc_deadline(request.metadata());
         let pb::ResolveCommitRequest { commit_token, wait } = request.into_inner();
         let until = Instant::now() + convert::wait(wait).map_err(status::from_error)?;
@@ -168,14 +168,14 @@ impl SessionService for Sessions {
 
     async fn cancel(&self, request: Request<pb::CancelRequest>) -> Result<Response<pb::CancelResponse>, Status> {
         let pb::CancelRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
+        let session = self.session(&request, session_token)?;
         let (cancelled, state) = session.cancel().await.map_err(status::from_failure)?;
         Ok(Response::new(pb::CancelResponse { cancelled, state: Some(convert::session_state(state)) }))
     }
 
     async fn close(&self, request: Request<pb::CloseRequest>) -> Result<Response<pb::CloseResponse>, Status> {
         let pb::CloseRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
+        let session = self.session(&request, session_token)?;
         let reason = session.close().await.map_err(status::from_failure)?;
         Ok(Response::new(pb::CloseResponse { end_reason: convert::end_reason(reason).into() }))
     }
@@ -185,14 +185,14 @@ impl SessionService for Sessions {
         request: Request<pb::KeepAliveRequest>,
     ) -> Result<Response<pb::KeepAliveResponse>, Status> {
         let pb::KeepAliveRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
+        let session = self.session(&request, session_token)?;
         let state = session.keep_alive().map_err(status::from_error)?;
         Ok(Response::new(pb::KeepAliveResponse { state: Some(convert::session_state(state)) }))
     }
 
     async fn attach(&self, request: Request<pb::AttachRequest>) -> Result<Response<Self::AttachStream>, Status> {
         let pb::AttachRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
+        let session = self.session(&request, session_token)?;
         let attached = session.attach().map_err(status::from_failure)?;
         // The transport drops the stream when its caller is gone.
         let events = stream::unfold(attached, async |mut attached: Attached| {
@@ -207,7 +207,7 @@ impl SessionService for Sessions {
         request: Request<pb::GetSessionRequest>,
     ) -> Result<Response<pb::GetSessionResponse>, Status> {
         let pb::GetSessionRequest { session_token } = request.get_ref();
-        let session = self.session(request.metadata(), session_token)?;
+        let session = self.session(&request, session_token)?;
         Ok(Response::new(convert::description(session.describe())))
     }
 }
@@ -228,7 +228,7 @@ impl Transactions {
 #[tonic::async_trait]
 impl TransactionService for Transactions {
     async fn run(&self, request: Request<pb::RunRequest>) -> Result<Response<pb::RunResponse>, Status> {
-        let principal = auth::principal(request.metadata());
+        let principal = auth::principal(&request)?;
         let deadline = grpc_deadline(request.metadata());
         let (run, runs) = convert::run(request.into_inner(), deadline).map_err(status::from_error)?;
         let ran = self.broker.run(&principal, run).await;
@@ -239,7 +239,7 @@ impl TransactionService for Transactions {
 
 /// A request on a session that was read, or what is wrong with it. A bad one is a finished call: it renews the lease and
 /// hears where the session stands.
-fn checked<T>(session: &Session, read: Result<T, Error>) -> Result<T, Status> {
+pub(super) fn checked<T>(session: &Session, read: Result<T, Error>) -> Result<T, Status> {
     read.map_err(|error| {
         let failure = session
             .keep_alive()

@@ -39,10 +39,19 @@ fn row(code: Code, reason: &'static str, advice: Scope) -> Row {
 fn lookup(error: &Error) -> Row {
     match error {
         Error::Invalid { .. } => row(Code::InvalidArgument, "INVALID_REQUEST", Scope::Nothing),
+        Error::Unauthenticated(_) => row(Code::Unauthenticated, "UNAUTHENTICATED", Scope::Nothing),
+        Error::Forbidden(_) => row(Code::PermissionDenied, "FORBIDDEN", Scope::Nothing),
         Error::SessionUnknown => row(Code::NotFound, "SESSION_UNKNOWN", Scope::Session),
         Error::SessionEnded(_) => row(Code::Aborted, "SESSION_ENDED", Scope::Session),
         Error::Draining => row(Code::Unavailable, "DRAINING", Scope::Call),
         Error::Exhausted(Exhausted::Sessions(_)) => row(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", Scope::Call),
+        Error::Exhausted(Exhausted::Calls(_)) => row(Code::ResourceExhausted, "CALLS_EXHAUSTED", Scope::Call),
+        Error::Exhausted(
+            Exhausted::PrincipalSessions(_)
+            | Exhausted::PrincipalTransactions(_)
+            | Exhausted::PrincipalCalls(_)
+            | Exhausted::PrincipalCallRate(_),
+        ) => row(Code::ResourceExhausted, "QUOTA_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::SessionQueue(_)) => row(Code::ResourceExhausted, "SESSION_QUEUE_FULL", Scope::Call),
         Error::Exhausted(Exhausted::PoolWait(_)) => row(Code::ResourceExhausted, "POOL_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::PoolQueue(_)) => row(Code::ResourceExhausted, "POOL_QUEUE_FULL", Scope::Call),
@@ -73,7 +82,8 @@ fn lookup(error: &Error) -> Row {
         Error::Unreturnable(_) => row(Code::InvalidArgument, "RESULT_UNRETURNABLE", Scope::Nothing),
         Error::CommitRolledBack => row(Code::Aborted, "COMMIT_ROLLED_BACK", Scope::Transaction),
         Error::CommitUnknown => row(Code::Unknown, "COMMIT_UNKNOWN", Scope::ResolveCommit),
-        Error::Internal => row(Code::Internal, "INTERNAL", Scope::Nothing),
+        Error::IdentityUnavailable(_) => row(Code::Unavailable, "IDENTITY_UNAVAILABLE", Scope::Call),
+        Error::Internal { .. } => row(Code::Internal, "INTERNAL", Scope::Nothing),
     }
 }
 
@@ -178,11 +188,14 @@ fn metadata(error: &Error) -> Vec<(String, String)> {
         Error::Database(error) | Error::StalePlan(error) => vec![("sqlstate", error.sqlstate.clone())],
         Error::DeadlineExceeded { bound, .. } => vec![("bound", bound.name().into())],
         Error::Unreachable { engine, .. } => vec![("engine", engine.clone())],
+        Error::Internal { trace_id } => vec![("trace_id", trace_id.clone())],
         Error::SeqGap { expected, .. } => vec![("expected", expected.to_string())],
         Error::ExpectationFailed { count, expected } => {
             vec![("row_count", count.to_string()), ("expected", expected.clone())]
         }
         Error::Invalid { .. }
+        | Error::Unauthenticated(_)
+        | Error::Forbidden(_)
         | Error::SessionUnknown
         | Error::Draining
         | Error::Exhausted(_)
@@ -195,7 +208,7 @@ fn metadata(error: &Error) -> Vec<(String, String)> {
         | Error::CommitRolledBack
         | Error::CommitUnknown
         | Error::Unreturnable(_)
-        | Error::Internal => Vec::new(),
+        | Error::IdentityUnavailable(_) => Vec::new(),
     };
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -217,6 +230,11 @@ fn error_detail(error: &Error) -> Option<Any> {
         Error::Exhausted(limit) => {
             let subject = match limit {
                 Exhausted::Sessions(_) => "limits.sessions_max",
+                Exhausted::Calls(_) => "limits.calls_max",
+                Exhausted::PrincipalSessions(_) => "principals.sessions_max",
+                Exhausted::PrincipalTransactions(_) => "principals.transactions_max",
+                Exhausted::PrincipalCalls(_) => "principals.calls_max",
+                Exhausted::PrincipalCallRate(_) => "principals.calls_per_second",
                 Exhausted::SessionQueue(_) => "profiles.session_queue_max",
                 Exhausted::PoolWait(_) => "engines.pool_size",
                 Exhausted::PoolQueue(_) => "engines.pool_waiters_max",
@@ -233,7 +251,9 @@ fn error_detail(error: &Error) -> Option<Any> {
             };
             Some(any("google.rpc.QuotaFailure", &rpc::QuotaFailure { violations: vec![violation] }))
         }
-        Error::SessionUnknown
+        Error::Unauthenticated(_)
+        | Error::Forbidden(_)
+        | Error::SessionUnknown
         | Error::SessionEnded(_)
         | Error::Draining
         | Error::Unreachable { .. }
@@ -249,7 +269,8 @@ fn error_detail(error: &Error) -> Option<Any> {
         | Error::CommitRolledBack
         | Error::CommitUnknown
         | Error::Unreturnable(_)
-        | Error::Internal => None,
+        | Error::IdentityUnavailable(_)
+        | Error::Internal { .. } => None,
     }
 }
 
@@ -292,10 +313,17 @@ mod tests {
         let pg_error = || Box::new(PgError { sqlstate: "23505".into(), ..PgError::default() });
         vec![
             Error::invalid("sql", "is wrong"),
+            Error::Unauthenticated(String::new()),
+            Error::Forbidden(String::new()),
             Error::SessionUnknown,
             Error::SessionEnded(crate::broker::error::EndReason::Closed),
             Error::Draining,
             Error::Exhausted(Exhausted::Sessions(1)),
+            Error::Exhausted(Exhausted::Calls(1)),
+            Error::Exhausted(Exhausted::PrincipalSessions(1)),
+            Error::Exhausted(Exhausted::PrincipalTransactions(1)),
+            Error::Exhausted(Exhausted::PrincipalCalls(1)),
+            Error::Exhausted(Exhausted::PrincipalCallRate(1)),
             Error::Exhausted(Exhausted::SessionQueue(1)),
             Error::Exhausted(Exhausted::PoolWait(RETRY_DELAY)),
             Error::Exhausted(Exhausted::PoolQueue(1)),
@@ -319,18 +347,26 @@ mod tests {
             Error::Unreturnable(String::new()),
             Error::CommitRolledBack,
             Error::CommitUnknown,
-            Error::Internal,
+            Error::IdentityUnavailable(String::new()),
+            Error::Internal { trace_id: String::new() },
         ]
     }
 
     fn is_listed(error: &Error) -> bool {
         match error {
             Error::Invalid { .. }
+            | Error::Unauthenticated(_)
+            | Error::Forbidden(_)
             | Error::SessionUnknown
             | Error::SessionEnded(_)
             | Error::Draining
             | Error::Exhausted(
                 Exhausted::Sessions(_)
+                | Exhausted::Calls(_)
+                | Exhausted::PrincipalSessions(_)
+                | Exhausted::PrincipalTransactions(_)
+                | Exhausted::PrincipalCalls(_)
+                | Exhausted::PrincipalCallRate(_)
                 | Exhausted::SessionQueue(_)
                 | Exhausted::PoolWait(_)
                 | Exhausted::PoolQueue(_)
@@ -355,7 +391,8 @@ mod tests {
             | Error::Unreturnable(_)
             | Error::CommitRolledBack
             | Error::CommitUnknown
-            | Error::Internal => true,
+            | Error::IdentityUnavailable(_)
+            | Error::Internal { .. } => true,
         }
     }
 

@@ -15,6 +15,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::DESCRIPTORS;
 use super::bulk::Bulk;
+use super::gate::Gate;
 use super::notifications::Notifications;
 use super::pb::bulk_service_server::BulkServiceServer;
 use super::pb::notification_service_server::NotificationServiceServer;
@@ -72,7 +73,7 @@ pub async fn serve(
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
     // Names of channels fit the default, and so does PostgreSQL's longest payload.
-    let notifications = NotificationServiceServer::new(Notifications::new(broker));
+    let notifications = NotificationServiceServer::new(Notifications::new(broker.clone()));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -81,6 +82,7 @@ pub async fn serve(
     };
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = limited()
+        .layer(Gate::new(broker))
         .add_service(health)
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
         .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))

@@ -10,14 +10,22 @@ use crate::broker::value::{List, Value};
 /// The most dimensions of an array.
 pub(super) const DIMENSIONS_MAX: usize = 6;
 
-/// Reads a literal; `element` makes a value of an element's text, `None` for NULL.
+/// What an array holds.
+pub(super) enum Item<'a> {
+    /// A list, which is about to be read.
+    List,
+    Null,
+    Text(&'a str),
+}
+
+/// Reads a literal; `element` makes a value of each item. What it makes of a list is not looked at, but it may refuse it.
 ///
 /// # Errors
 /// Those of `element`, and [`Malformed`].
 pub(super) fn parse<E: From<Malformed>>(
     text: &str,
     delimiter: char,
-    mut element: impl FnMut(Option<&str>) -> Result<Value, E>,
+    mut element: impl FnMut(Item<'_>) -> Result<Value, E>,
 ) -> Result<List, E> {
     let (lower_bounds, text) = match text.strip_prefix('[') {
         Some(bounds) => {
@@ -42,7 +50,7 @@ impl Reader<'_> {
     fn list<E: From<Malformed>>(
         &mut self,
         depth: usize,
-        element: &mut impl FnMut(Option<&str>) -> Result<Value, E>,
+        element: &mut impl FnMut(Item<'_>) -> Result<Value, E>,
     ) -> Result<Vec<Value>, E> {
         if !self.take('{') || depth > DIMENSIONS_MAX {
             return Err(Malformed.into());
@@ -53,14 +61,15 @@ impl Reader<'_> {
         }
         loop {
             values.push(if self.rest.starts_with('{') {
+                element(Item::List)?;
                 let values = self.list(depth + 1, element)?;
                 Value::List(List { values, lower_bounds: Vec::new() })
             } else if self.take('"') {
-                element(Some(&self.quoted()?))?
+                element(Item::Text(&self.quoted()?))?
             } else {
                 match self.bare()? {
-                    null if null.eq_ignore_ascii_case("NULL") => element(None)?,
-                    text => element(Some(text))?,
+                    null if null.eq_ignore_ascii_case("NULL") => element(Item::Null)?,
+                    text => element(Item::Text(text))?,
                 }
             });
             if self.take('}') {
@@ -211,7 +220,12 @@ mod tests {
     }
 
     fn read(literal: &str, delimiter: char) -> Result<List, Malformed> {
-        parse(literal, delimiter, |element| Ok(element.map_or(Value::Null, |text| Value::Text(text.to_owned()))))
+        parse(literal, delimiter, |item| {
+            Ok(match item {
+                Item::List | Item::Null => Value::Null,
+                Item::Text(text) => Value::Text(text.to_owned()),
+            })
+        })
     }
 
     fn list(values: Vec<Value>) -> Value {

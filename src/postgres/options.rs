@@ -198,25 +198,7 @@ pub(super) fn check(
 
     let invalid = |field: &str, problem: String| Err(Error::invalid(format!("connect_options.{field}"), problem));
     let o = overrides;
-    let asked = [
-        ("application_name", o.application_name.is_some()),
-        ("channel_binding", o.channel_binding.is_some()),
-        ("client_connection_check_interval", o.client_connection_check_interval.is_some()),
-        ("connect_timeout", o.connect_timeout.is_some()),
-        ("database", o.database.is_some()),
-        ("idle_in_transaction_session_timeout", o.idle_in_transaction_session_timeout.is_some()),
-        ("keepalives", o.keepalives.is_some()),
-        ("load_balance_hosts", o.load_balance_hosts.is_some()),
-        ("search_path", !o.search_path.is_empty()),
-        ("ssl_mode", o.ssl_mode.is_some()),
-        ("target_session_attrs", o.target_session_attrs.is_some()),
-        ("tcp_user_timeout", o.tcp_user_timeout.is_some()),
-        ("time_zone", o.time_zone.is_some()),
-        ("user", o.user.is_some()),
-    ];
-    let settings = o.server_settings.keys().map(|name| format!("server_settings.{name}"));
-    let asked = asked.iter().filter(|(_, asked)| *asked).map(|(name, _)| (*name).to_owned()).chain(settings);
-    for name in asked {
+    for name in o.names() {
         if !overridable.contains(&name) {
             return invalid(&name, "is not for callers to choose on this engine: leave it out".into());
         }

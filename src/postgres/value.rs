@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use bytes::{BufMut, Bytes, BytesMut};
 use tokio_postgres::types::{Format, FromSql, IsNull, Kind, ToSql, Type, to_sql_checked};
 
-use super::array_literal::{self, DIMENSIONS_MAX};
+use super::array_literal::{self, DIMENSIONS_MAX, Item};
 use super::begin::quoted_literal;
 use super::text_form::{self, Malformed};
 use crate::broker::error::Error;
@@ -260,8 +260,7 @@ pub(super) fn decode<'a>(
 /// What an array's elements are.
 fn element(type_: &Type) -> Option<&Type> {
     match type_.kind() {
-        Kind::Array(_) if is_word(type_) => None,
-        Kind::Array(element) => Some(element),
+        Kind::Array(element) if !is_word(type_) => Some(element),
         // Not arrays by their kind.
         _ if *type_ == Type::RECORD_ARRAY => Some(&Type::RECORD),
         _ if *type_ == Type::CSTRING_ARRAY => Some(&Type::CSTRING),
@@ -269,18 +268,28 @@ fn element(type_: &Type) -> Option<&Type> {
     }
 }
 
+fn is_vector(type_: &Type) -> bool {
+    matches!(*type_, Type::INT2_VECTOR | Type::OID_VECTOR)
+}
+
 /// An array to the catalog, and a word to everybody else: it has elements, but its text is not an array's. PostgreSQL has
 /// two of them; of an extension's types it names the arrays itself, with an underscore.
 fn is_word(type_: &Type) -> bool {
-    let is_extensions = type_.oid() >= NOT_BUILT_IN;
-    matches!(*type_, Type::INT2_VECTOR | Type::OID_VECTOR) || is_extensions && !type_.name().starts_with('_')
+    let is_built_in = type_.oid() < NOT_BUILT_IN;
+    let is_array = || if is_built_in { !is_vector(type_) } else { type_.name().starts_with('_') };
+    matches!(type_.kind(), Kind::Array(_)) && !is_array()
 }
 
 /// Reads an array of what has no binary form that is read here.
 fn read_array(element: &Type, delimiter: char, bytes: &[u8], bytes_left: &mut usize) -> Result<List, Refusal> {
     let text = std::str::from_utf8(bytes).map_err(|_| unreadable(element, Malformed))?;
-    array_literal::parse(text, delimiter, |text| {
-        let value = text.map_or(ValueRef::Null, |text| ValueRef::Text(text.into()));
+    array_literal::parse(text, delimiter, |item| {
+        let value = match item {
+            // Its own size is spent like an empty list's.
+            Item::List => ValueRef::List(List { values: Vec::new(), lower_bounds: Vec::new() }),
+            Item::Null => ValueRef::Null,
+            Item::Text(text) => ValueRef::Text(text.into()),
+        };
         spend(value, bytes_left).map(Value::from)
     })
 }
@@ -512,6 +521,7 @@ fn print(value: &Value, type_: &Type) -> Result<String, String> {
             Type::XID
             | Type::CID
             | Type::REGCLASS
+            | Type::REGCOLLATION
             | Type::REGTYPE
             | Type::REGPROC
             | Type::REGPROCEDURE
@@ -547,9 +557,10 @@ fn exactly(value: i64, mantissa_digits: u32, type_name: &str) -> Result<String, 
 }
 
 fn float4(value: f64) -> Result<String, String> {
-    #[allow(clippy::cast_possible_truncation, reason = "it is the overflow of this cast that is tested")]
-    let overflows = value.is_finite() && (value as f32).is_infinite();
-    if overflows { Err("is out of range for float4".into()) } else { Ok(float(value)) }
+    #[allow(clippy::cast_possible_truncation, reason = "it is what is lost by this cast that is tested")]
+    let cast = value as f32;
+    let is_out_of_range = value.is_finite() && cast.is_infinite() || value != 0.0 && cast == 0.0;
+    if is_out_of_range { Err("is out of range for float4".into()) } else { Ok(float(value)) }
 }
 
 /// The shortest decimal that reads back as the same number.
@@ -652,6 +663,18 @@ mod tests {
         let decoded = decode(&Type::NUMERIC_ARRAY, WireFormat::Binary, &Delimiters::default(), Some(&array), &mut left);
         assert!(matches!(decoded, Err(Refusal::TooLarge)));
         assert!(left < 100_000, "what was built before the third is accounted for");
+    }
+
+    #[test]
+    fn lists_in_a_list_take_room_however_little_is_in_them() {
+        let nested = format!("{{{}}}", vec!["{{{{{::1}}}}}"; 1000].join(","));
+        let size = |left: &mut usize| {
+            decode(&Type::INET_ARRAY, WireFormat::Text, &Delimiters::default(), Some(nested.as_bytes()), left)
+        };
+        let mut left = usize::MAX;
+        let value = size(&mut left).unwrap();
+        assert_eq!(usize::MAX - left + ValueRef::Null.encoded_len() - 1, value.encoded_len());
+        assert!(matches!(size(&mut 50_000), Err(Refusal::TooLarge)));
     }
 
     proptest! {

@@ -11,6 +11,7 @@ use super::{Answer, CallOptions, Executed, Failure, Session};
 use crate::broker::engine::Work;
 use crate::broker::statement::{ResultFormat, Statement};
 use crate::broker::stream::{Part, Sink};
+use crate::broker::terms::Terms;
 
 /// A call of ExecuteStream.
 #[derive(Debug)]
@@ -51,7 +52,8 @@ impl Session {
         let StreamCall { statement, format, options } = call;
         let turn = self.check_parameters(turn, slice::from_ref(&statement))?;
         let (sink, parts) = Sink::new();
-        let answer = self.ask(turn, Work::Stream(Box::new((statement, format)), sink), None, options)?;
+        let work = Work::Stream(Box::new((statement, format)), sink);
+        let answer = self.ask(turn, work, Terms::stream_limits, None, options)?;
         Ok(Streaming::new(self.clone(), parts, answer))
     }
 
@@ -61,7 +63,7 @@ impl Session {
     /// Dropping the future before its turn does nothing; later it fails the transaction.
     pub(in crate::broker) async fn bulk(self: &Arc<Self>, work: Work, options: CallOptions) -> Result<Answer, Failure> {
         let turn = self.turn().await?;
-        self.ask(turn, work, None, options)
+        self.ask(turn, work, Terms::stream_limits, None, options)
     }
 }
 

@@ -55,8 +55,7 @@ impl PooledConnection {
                 Source::Query(query) => {
                     // On its own it must be a whole statement: so it cannot leave the parentheses that it is put in.
                     self.prepare_copy(begin.take(), query.sql()).await?;
-                    let query = query.sql().trim_end_matches(|c: char| c.is_ascii_whitespace() || c == ';');
-                    format!("(\n{query}\n)")
+                    format!("(\n{}\n)", query.sql())
                 }
             };
             let sql = format!("COPY {source} TO STDOUT ({})", options_sql(options));

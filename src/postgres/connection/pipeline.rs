@@ -316,9 +316,6 @@ impl PooledConnection {
         sink: &Sink,
         budget: &mut Budget,
     ) -> Result<u64, NotPassed> {
-        /// What a row takes beside its values.
-        const ROW_BYTES: usize = 32;
-
         let wire = &self.backend().wire;
         let mut rows = Unsent::default();
         let mut returned = 0;
@@ -340,7 +337,6 @@ impl PooledConnection {
                 // The limit is on each row.
                 budget.bytes = budget.limits.bytes_max;
                 budget.read(&row, reading, &mut rows).map_err(NotPassed::GivenUp)?;
-                rows.bytes += ROW_BYTES + budget.limits.bytes_max - budget.bytes;
             }
             if !is_last && !is_late && rows.bytes < CHUNK_BYTES {
                 continue;
@@ -517,7 +513,7 @@ struct Unsent {
     row: BytesMut,
     packed: BytesMut,
     count: u64,
-    /// How many bytes of the limit they have taken.
+    /// How many bytes they take, and each a few for itself.
     bytes: usize,
 }
 
@@ -577,9 +573,13 @@ impl Budget {
 
     /// Reads a row within the budget.
     fn read(&mut self, row: &tokio_postgres::Row, reading: &Reading, rows: &mut Unsent) -> Result<(), Error> {
+        /// What a row takes beside its values: of those without columns there is an end too.
+        const ROW_BYTES: usize = 4;
+
         let Reading { formats, delimiters, format } = reading;
         self.rows = self.rows.checked_sub(1).ok_or(Error::Exhausted(Exhausted::ResultRows(self.limits.rows_max)))?;
         rows.count += 1;
+        rows.bytes += ROW_BYTES;
         let limits = self.limits;
         let raw = |index: usize| -> Result<Option<&[u8]>, Error> {
             let Raw(bytes) = row.try_get(index).map_err(|error| in_column(index, &error.to_string()))?;
@@ -599,6 +599,7 @@ impl Budget {
                     // PostgreSQL has no value of more than 2^30 bytes.
                     rows.packed.put_i32(bytes.map_or(-1, |bytes| i32::try_from(bytes.len()).unwrap_or(i32::MAX)));
                     rows.packed.put_slice(bytes.unwrap_or_default());
+                    rows.bytes += 4 + length;
                 }
             }
             ResultFormat::Values => {
@@ -619,7 +620,9 @@ impl Budget {
                     let value = value::decode(column.type_(), *format, delimiters, raw(index)?, &mut self.bytes);
                     write(&mut rows.row, value.map_err(|refusal| self.refused(index, refusal))?);
                 }
-                rows.written.push(rows.row.split().freeze());
+                let row = rows.row.split().freeze();
+                rows.bytes += row.len();
+                rows.written.push(row);
             }
         }
         Ok(())

@@ -1,0 +1,152 @@
+//! The gate that every call comes through: who calls, whether there is room for the call, and how long its request may
+//! take to arrive.
+//!
+//! Health checks come through for anybody: probes have no credentials, and learn nothing. Invariants: no service sees a
+//! call without a principal; a panic ends its own call alone.
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::{Request, Response};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Sleep, sleep};
+use tonic::Status;
+use tonic::body::Body;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use super::status;
+use crate::broker::error::Error;
+use crate::broker::principal::Principal;
+use crate::broker::{Admitted, Broker};
+
+/// How long a request may take to go on arriving. What a caller has to send it has, and a slow line moves meanwhile.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// The one call whose request may pause: its caller sends what others give it.
+const COPY_IN: &str = "/sessionbroker.v1.BulkService/CopyIn";
+
+/// Whose calls need no principal.
+const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
+
+/// Lets calls in.
+#[derive(Debug, Clone)]
+pub(super) struct Gate {
+    broker: Arc<Broker>,
+}
+
+impl Gate {
+    /// The gate of `broker`.
+    pub(super) fn new(broker: Arc<Broker>) -> Self {
+        Self { broker }
+    }
+
+    async fn admit(&self) -> Result<(Principal, Admitted), Error> {
+        let principal = Principal::anonymous();
+        let admitted = self.broker.admit(&principal)?;
+        Ok((principal, admitted))
+    }
+}
+
+impl<S> Layer<S> for Gate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+/// Services behind the gate.
+#[derive(Debug, Clone)]
+pub(super) struct Gated<S> {
+    gate: Gate,
+    inner: S,
+}
+
+impl<S> Service<Request<Body>> for Gated<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        // The one that is ready goes along; its copy stays.
+        let copy = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, copy);
+        let gate = self.gate.clone();
+        Box::pin(async move {
+            let admitted = if request.uri().path().starts_with(OPEN_TO_ALL) {
+                None
+            } else {
+                match gate.admit().await {
+                    Ok((principal, admitted)) => {
+                        request.extensions_mut().insert(principal);
+                        Some(admitted)
+                    }
+                    Err(error) => return Ok(status::from_error(error).into_http()),
+                }
+            };
+            let goes_on = request.uri().path() == COPY_IN;
+            let request = request.map(|body| Body::new(Arriving { body, goes_on, patience: None }));
+            let response = match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
+                Ok(response) => response?,
+                Err(_) => return Ok(status::from_error(Error::internal("a call panicked")).into_http()),
+            };
+            // Its answer has begun: what it took is another call's to take.
+            drop(admitted);
+            Ok(response)
+        })
+    }
+}
+
+/// A request on its way. It fails when it stops arriving.
+struct Arriving {
+    body: Body,
+    /// It has begun, and may take its time from here on: its caller sends what others give it.
+    goes_on: bool,
+    /// Set while nothing arrives.
+    patience: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpBody for Arriving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let this = &mut *self;
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            this.patience = None;
+            return Poll::Ready(frame);
+        }
+        if this.goes_on {
+            return Poll::Pending;
+        }
+        let patience = this.patience.get_or_insert_with(|| Box::pin(sleep(ARRIVAL_TIMEOUT)));
+        patience.as_mut().poll(context).map(|()| {
+            let seconds = ARRIVAL_TIMEOUT.as_secs();
+            let problem = format!("stopped arriving: nothing of it came for {seconds} s");
+            Some(Err(status::from_error(Error::invalid("request", problem))))
+        })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
