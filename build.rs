@@ -8,6 +8,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let files = [
+        "sessionbroker/v1/admin.proto",
         "sessionbroker/v1/bulk.proto",
         "sessionbroker/v1/connect.proto",
         "sessionbroker/v1/error.proto",

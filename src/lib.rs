@@ -33,7 +33,8 @@
 //! with *classes* of statements in it; an ended session leaves a *tombstone* that says why; a connection is
 //! *released* when proven clean and *discarded* otherwise; a commit has an *outcome*, and a *commit token* to *resolve* it
 //! with when its answer is lost; a *listener* has no session and is told what is notified on its *channels*, or that it may
-//! have *missed* some; a broker that stops *drains*.
+//! have *missed* some; a broker that stops *drains*;
+//! a principal with the admin right is an *operator*, and a session that it ends is *terminated*.
 //!
 //! The invariants, each with a test:
 //!

@@ -157,12 +157,13 @@ impl Server {
         let mut serving = pin!(serving);
         let stopping = async {
             // Readiness is looked after until the drain begins, and then says no for good.
-            tokio::select! {
-                () = shutdown => {}
-                () = watch_engines(&broker, &mut readiness) => {}
-            }
+            let asked = tokio::select! {
+                () = shutdown => None,
+                grace = broker.drain_asked() => grace,
+                () = watch_engines(&broker, &mut readiness) => None,
+            };
             readiness.set(false).await;
-            broker.drain(drain_grace).await;
+            broker.drain(asked.map_or(drain_grace, |grace| grace.min(drain_grace))).await;
             stop.cancel();
         };
         tokio::select! {

@@ -38,6 +38,8 @@ mod notifications;
 
 mod profiles;
 
+mod admin;
+
 mod cancel_network;
 mod connect_options;
 mod pool;

@@ -20,7 +20,7 @@ static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
     }
     let stubs = home.join("stubs");
     std::fs::create_dir_all(&stubs).unwrap();
-    let protos = ["bulk", "connect", "error", "notification", "run", "session", "transaction", "value"]
+    let protos = ["admin", "bulk", "connect", "error", "notification", "run", "session", "transaction", "value"]
         .map(|name| format!("sessionbroker/v1/{name}.proto"));
     run(Command::new(&python)
         .args(["-m", "grpc_tools.protoc", "-Iproto"])

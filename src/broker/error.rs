@@ -232,12 +232,30 @@ pub enum EndReason {
     /// Its stream went away, and nobody came back.
     #[error("disconnected")]
     Disconnected,
+    /// An operator ended it.
+    #[error("terminated by an operator")]
+    Terminated,
     /// The broker stopped.
     #[error("drained")]
     Drained,
     /// The connection to PostgreSQL was lost in mid-transaction.
     #[error("backend lost")]
     BackendLost,
+}
+
+impl EndReason {
+    /// Whether the broker ended the session of its own accord.
+    pub(super) fn is_reaping(self) -> bool {
+        match self {
+            Self::LeaseExpired
+            | Self::MaxAge
+            | Self::IdleTimeout
+            | Self::TransactionDeadline
+            | Self::Disconnected
+            | Self::Drained => true,
+            Self::Closed | Self::Terminated | Self::BackendLost => false,
+        }
+    }
 }
 
 /// An error or a notice, with every field PostgreSQL sent.

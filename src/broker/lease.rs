@@ -134,6 +134,11 @@ impl Lease {
         span.min(self.until_end(now))
     }
 
+    /// How long ago it was granted, of a session whose maximum age is that.
+    pub(super) fn age(&self, now: Instant, age_max: Duration) -> Duration {
+        (now + age_max).saturating_duration_since(self.end)
+    }
+
     /// How long until the maximum age.
     pub(super) fn until_end(&self, now: Instant) -> Duration {
         self.end.saturating_duration_since(now)

@@ -27,6 +27,8 @@ mod idempotency;
 pub mod notification;
 pub mod run;
 
+pub mod admin;
+
 mod account;
 mod lease;
 mod reaper;
@@ -39,7 +41,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -110,6 +112,8 @@ struct Shared {
     draining: AtomicBool,
     /// Cancelled when draining begins, for streams that no session ends.
     stopping: CancellationToken,
+    /// Set when an operator has asked for the broker to be drained: within that grace, if one was named.
+    drain_asked: SetOnce<Option<Duration>>,
     reaper_mode: ReaperMode,
     would_have_reaped: AtomicU64,
 }
@@ -221,6 +225,7 @@ impl Broker {
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
             stopping: CancellationToken::new(),
+            drain_asked: SetOnce::new(),
         });
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));

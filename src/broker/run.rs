@@ -175,6 +175,7 @@ fn is_transient(failure: &Failure) -> bool {
 pub(super) fn without_session(failure: Failure, session: &Session) -> Failure {
     let error = match failure.error {
         Error::SessionEnded(EndReason::Drained) => Error::Draining,
+        Error::SessionEnded(EndReason::Terminated) => Error::SessionEnded(EndReason::Terminated),
         Error::SessionEnded(EndReason::TransactionDeadline) => {
             Error::DeadlineExceeded { bound: Bound::TransactionTimeout, after: session.transaction_timeout() }
         }

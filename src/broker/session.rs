@@ -9,6 +9,7 @@ pub mod attach;
 pub mod streaming;
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use super::account::{Resource, Taken};
+use super::admin::AUDIT;
 use super::commit::{ClusterXid, CommitToken, TransactionId};
 use super::connect::ConnectOverrides;
 use super::engine::{Engine, EngineInfo, IsolationLevel, SavepointAction, SavepointName, TransactionOptions, Work};
@@ -126,10 +128,22 @@ struct Open {
     failed: bool,
     /// COMMIT is under way.
     committing: bool,
+    /// Resolves when the task has left.
+    over: Over,
     /// The statement that runs, or the last that ran.
     running: Option<Running>,
     /// Its place among its principal's.
     _taken: Taken,
+}
+
+/// Resolves when a transaction's task has left: its sender goes with the task, and says nothing.
+pub(super) type Over = oneshot::Receiver<Infallible>;
+
+impl Open {
+    /// Tells the task to roll back, and says when it has left.
+    fn into_over(self) -> Over {
+        self.over
+    }
 }
 
 /// A statement that runs, or waits for a connection to run on, as Cancel sees it.
@@ -236,6 +250,23 @@ pub struct BackendInfo {
     pub pid: i32,
     /// Where its server is.
     pub host: String,
+}
+
+/// A live session at one instant, as operators see it.
+#[derive(Debug, Clone)]
+pub struct Glance {
+    /// Where it stands. Its transaction's id comes without the commit token, which is the caller's.
+    pub state: SessionState,
+    /// How long ago it began.
+    pub age: Duration,
+    /// For how long it has not been used; zero while a call runs or waits.
+    pub idle: Duration,
+    /// How long ago its transaction began.
+    pub transaction_age: Option<Duration>,
+    /// How long ago the statement was given that runs, or waits for a connection to run on.
+    pub statement_age: Option<Duration>,
+    /// The backend of its transaction.
+    pub backend: Option<BackendInfo>,
 }
 
 /// What is behind a session.
@@ -610,6 +641,63 @@ impl Session {
         }
     }
 
+    /// The session as operators see it, or why it ended.
+    pub(super) fn glance(&self) -> Result<Glance, EndReason> {
+        self.glance_at(&self.lock(), Instant::now())
+    }
+
+    fn glance_at(&self, state: &State, now: Instant) -> Result<Glance, EndReason> {
+        let mut standing = self.standing(state, now)?;
+        if let Some(id) = &mut standing.transaction_id {
+            id.commit_token = None;
+        }
+        let (transaction_age, statement_age, backend) = match &state.phase {
+            Phase::Idle | Phase::Ended(_) => (None, None, None),
+            Phase::Open(open) => {
+                let age = (now + self.terms.transaction_timeout).saturating_duration_since(open.deadline);
+                let running = open.running.as_ref().filter(|running| !running.is_over());
+                let statement_age = running.map(|running| now.saturating_duration_since(running.since));
+                (Some(age), statement_age, open.backend.clone())
+            }
+        };
+        let idle = match state.calls {
+            0 => now.saturating_duration_since(state.lease.idle_since()),
+            1.. => Duration::ZERO,
+        };
+        let age = state.lease.age(now, self.profile().session_age_max);
+        Ok(Glance { state: standing, age, idle, transaction_age, statement_age, backend })
+    }
+
+    /// The backend of its transaction, if it has one.
+    pub(super) fn backend(&self) -> Option<BackendInfo> {
+        match &self.lock().phase {
+            Phase::Open(open) => open.backend.clone(),
+            Phase::Idle | Phase::Ended(_) => None,
+        }
+    }
+
+    /// The labels it was begun with.
+    pub(super) fn labels(&self) -> &BTreeMap<String, String> {
+        &self.labels
+    }
+
+    /// Whether it belongs to one call.
+    pub(super) fn is_one_shot(&self) -> bool {
+        self.life == Life::OneShot
+    }
+
+    /// Ends the session for an operator: how it was, and what resolves when its transaction's task has left, if it has
+    /// one; or why it had ended before.
+    pub(super) fn terminate(&self) -> Result<(Glance, Option<Over>), EndReason> {
+        let state = self.lock();
+        let glance = self.glance_at(&state, Instant::now())?;
+        let over = match self.end_phase(state, EndReason::Terminated)? {
+            Phase::Open(open) => Some(open.into_over()),
+            Phase::Idle | Phase::Ended(_) => None,
+        };
+        Ok((glance, over))
+    }
+
     /// Whether the token's bearer is this session's caller.
     pub(super) fn answers_to(&self, principal: &Principal, token: &SessionToken) -> bool {
         // Both are always compared, so that the time taken tells nothing.
@@ -727,9 +815,18 @@ impl Session {
         }
     }
 
-    fn end_locked(&self, mut state: MutexGuard<'_, State>, reason: EndReason) -> EndReason {
+    fn end_locked(&self, state: MutexGuard<'_, State>, reason: EndReason) -> EndReason {
+        match self.end_phase(state, reason) {
+            Ok(_) => reason,
+            Err(earlier) => earlier,
+        }
+    }
+
+    /// Ends the session: in which phase it was, or why it had ended before. Dropping an open phase drops the task's
+    /// only sender: the task rolls back.
+    fn end_phase(&self, mut state: MutexGuard<'_, State>, reason: EndReason) -> Result<Phase, EndReason> {
         if let Phase::Ended(earlier) = state.phase {
-            return earlier;
+            return Err(earlier);
         }
         if matches!(&state.phase, Phase::Open(open) if open.backend.is_some() && !open.committing) {
             // What was committed before says nothing of the transaction that has begun since.
@@ -738,8 +835,7 @@ impl Session {
         state.last_numbered = None;
         state.taken = None;
         let place = state.place.take();
-        // Dropping an open phase drops the task's only sender: the task rolls back.
-        state.phase = Phase::Ended(reason);
+        let phase = std::mem::replace(&mut state.phase, Phase::Ended(reason));
         state.tell();
         drop(state);
         // Calls that wait for a turn find the phase ended and leave.
@@ -750,7 +846,13 @@ impl Session {
             }
             Life::OneShot => self.shared.registry.forget(self.id()),
         }
-        reason
+        if reason.is_reaping() {
+            info!(
+                target: AUDIT, event = "session.reaped", session.id = %self.id(), principal = %self.principal,
+                session.end_reason = %reason, "session reaped"
+            );
+        }
+        Ok(phase)
     }
 
     /// Enters the session and waits for the calls before.
@@ -808,6 +910,7 @@ impl Session {
                     return transaction::refuse(first, Some(error));
                 };
                 let (commands, received) = mpsc::channel(1);
+                let (leaving, over) = oneshot::channel();
                 let deadline = Instant::now() + self.terms.transaction_timeout;
                 // A commit of what cannot begin must not be told of one before that went well.
                 if matches!(state.last_commit, Some(Verdict::Committed(_) | Verdict::NothingWritten)) {
@@ -820,12 +923,18 @@ impl Session {
                     id: None,
                     failed: false,
                     committing: false,
+                    over,
                     running: Some(first.running.running()),
                     _taken: taken,
                 }));
                 state.tell();
                 drop(state);
-                self.shared.transactions.spawn(transaction::run(self.clone(), first, received, deadline));
+                let task = transaction::run(self.clone(), first, received, deadline);
+                self.shared.transactions.spawn(async move {
+                    task.await;
+                    // It goes too when the task is dropped or dies.
+                    drop(leaving);
+                });
             }
             (Phase::Idle | Phase::Ended(_), command) => {
                 drop(state);

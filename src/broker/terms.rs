@@ -63,6 +63,12 @@ impl Offers {
         grant.ok_or_else(|| Error::Forbidden(format!("principal {principal} may do nothing here: it has no grant")))
     }
 
+    /// The profiles whose sessions may have that engine, by name.
+    pub(super) fn profiles_of(&self, engine: &str) -> Vec<String> {
+        let offered = self.usual.iter().filter(|(_, terms)| terms.engine(engine, engine).is_ok());
+        offered.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The terms of a session as asked for.
     pub(super) fn terms(&self, principal: &Principal, request: &BeginSession) -> Result<Arc<Terms>, Error> {
         let own = &self.grant(principal)?.profiles;

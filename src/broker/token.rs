@@ -88,6 +88,11 @@ impl Secret {
 }
 
 impl SessionId {
+    /// Reads an id's text, as it is shown.
+    pub fn parse(text: &str) -> Option<Self> {
+        unhex(text).map(Self)
+    }
+
     /// A number drawn with it, to tell sessions apart by.
     pub(super) fn lot(self) -> u8 {
         self.0[0]

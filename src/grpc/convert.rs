@@ -209,7 +209,7 @@ fn isolation_level(field: &str, level: i32) -> Result<Option<IsolationLevel>, Er
 }
 
 /// Absent stays absent; negative and malformed ones are refused. What range makes sense is the domain's to say.
-fn duration(field: &str, duration: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
+pub(super) fn duration(field: &str, duration: Option<prost_types::Duration>) -> Result<Option<Duration>, Error> {
     const NANOS: std::ops::Range<i32> = 0..1_000_000_000;
     duration
         .map(|prost_types::Duration { seconds, nanos }| match (u64::try_from(seconds), u32::try_from(nanos)) {
@@ -594,6 +594,7 @@ pub(super) fn end_reason(reason: EndReason) -> pb::EndReason {
         EndReason::IdleTimeout => pb::EndReason::IdleTimeout,
         EndReason::TransactionDeadline => pb::EndReason::TransactionDeadline,
         EndReason::Disconnected => pb::EndReason::Disconnected,
+        EndReason::Terminated => pb::EndReason::Terminated,
         EndReason::Drained => pb::EndReason::Drained,
         EndReason::BackendLost => pb::EndReason::BackendLost,
     }
@@ -757,7 +758,7 @@ pub(super) fn pg_error(error: PgError) -> pb::PgError {
     }
 }
 
-fn pool_statistics(statistics: PoolStatistics) -> pb::PoolStatistics {
+pub(super) fn pool_statistics(statistics: PoolStatistics) -> pb::PoolStatistics {
     let PoolStatistics { size, overflow_max, open, in_use, idle, waiting, sub_pools, opened, login_failures } =
         statistics;
     // None of them is ever beyond four billion.
@@ -794,7 +795,7 @@ pub(super) fn event(event: Event) -> pb::AttachResponse {
     pb::AttachResponse { state: state.map(session_state), event: Some(event) }
 }
 
-fn blocker(blocker: Blocker) -> pb::Blocker {
+pub(super) fn blocker(blocker: Blocker) -> pb::Blocker {
     let Blocker { pid, user, application_name, state } = blocker;
     pb::Blocker { backend_pid: pid, user, application_name, state }
 }

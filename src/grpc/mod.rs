@@ -18,6 +18,7 @@ pub mod pb {
 /// `proto/` compiled, for reflection.
 pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 
+pub mod admin;
 pub mod auth;
 pub mod bulk;
 pub(crate) mod codec;

@@ -10,11 +10,13 @@ use futures_util::stream::{self, BoxStream, StreamExt};
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
+use tracing::info;
 
 use super::pb;
 use super::pb::session_service_server::SessionService;
 use super::pb::transaction_service_server::TransactionService;
 use super::{auth, convert, status};
+use crate::broker::admin::AUDIT;
 use crate::broker::attach::Attached;
 use crate::broker::engine::{SavepointAction, SavepointName};
 use crate::broker::error::{Error, Failure};
@@ -54,9 +56,13 @@ impl SessionService for Sessions {
         request: Request<pb::BeginSessionRequest>,
     ) -> Result<Response<pb::BeginSessionResponse>, Status> {
         let principal = auth::principal(&request)?;
-        let asked = convert::begin_session(request.into_inner()).map_err(status::from_error)?;
-        let Granted { session, lease_ttl } =
-            self.broker.begin_session(&principal, asked).map_err(status::from_error)?;
+        let refused = |error: Error| {
+            let reason = status::reason(&error);
+            info!(target: AUDIT, event = "session.refused", %principal, reason, "session refused");
+            status::from_error(error)
+        };
+        let asked = convert::begin_session(request.into_inner()).map_err(refused)?;
+        let Granted { session, lease_ttl } = self.broker.begin_session(&principal, asked).map_err(refused)?;
         let state = session.state().map_err(|reason| status::from_error(reason.into()))?;
         Ok(Response::new(pb::BeginSessionResponse {
             session_token: session.token().expose(),

@@ -87,6 +87,11 @@ fn lookup(error: &Error) -> Row {
     }
 }
 
+/// The stable name of an error's kind.
+pub(super) fn reason(error: &Error) -> &'static str {
+    lookup(error).reason
+}
+
 /// PostgreSQL's codes, by its Appendix A: the first that the SQLSTATE begins with.
 const SQLSTATES: &[(&str, Code, Scope)] = &[
     ("23505", Code::AlreadyExists, Scope::Nothing),

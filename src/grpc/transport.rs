@@ -14,9 +14,11 @@ use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
 use super::DESCRIPTORS;
+use super::admin::Admin;
 use super::bulk::Bulk;
 use super::gate::Gate;
 use super::notifications::Notifications;
+use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::bulk_service_server::BulkServiceServer;
 use super::pb::notification_service_server::NotificationServiceServer;
 use super::pb::session_service_server::{SERVICE_NAME, SessionServiceServer};
@@ -72,6 +74,7 @@ pub async fn serve(
     let transactions = TransactionServiceServer::new(Transactions::new(broker.clone()))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
         .max_encoding_message_size(usize::MAX);
+    let admin = AdminServiceServer::new(Admin::new(broker.clone()));
     // Names of channels fit the default, and so does PostgreSQL's longest payload.
     let notifications = NotificationServiceServer::new(Notifications::new(broker.clone()));
     let reflection = || {
@@ -90,6 +93,7 @@ pub async fn serve(
         .add_service(transactions)
         .add_service(bulk)
         .add_service(notifications)
+        .add_service(admin)
         .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
     (readiness, serving)
 }
