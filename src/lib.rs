@@ -25,7 +25,8 @@
 //! or why it ended, `broker::session` suspends the lease and waits for the turn, `broker::transaction` owns the
 //! connection and the deadline, `postgres::connection` runs the statement and reads the rows. Results of any size and
 //! COPY take the same way part by part, through `broker::stream` and `broker::bulk`; notifications have a connection of
-//! their own, in `postgres::listener`.
+//! their own, in `postgres::listener`. Connections come in through `acceptor`, accepted, encrypted and limited, before
+//! anything is said over them.
 //!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
@@ -57,6 +58,8 @@
 pub mod broker;
 
 pub mod postgres;
+
+pub mod acceptor;
 
 pub mod grpc;
 

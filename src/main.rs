@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
+use session_broker::acceptor::Address;
 use session_broker::config::{Config, ConfigError};
 use session_broker::dev::ThrowAwayPostgres;
 use session_broker::server::{Reloader, Server};
@@ -30,9 +31,10 @@ enum Command {
     Serve {
         #[command(flatten)]
         source: Source,
-        /// Listen here instead of where the configuration says; port 0 takes a free one.
-        #[arg(long, value_name = "HOST:PORT")]
-        listen: Option<String>,
+        /// Listen here only, instead of where the configuration says: HOST:PORT, of which port 0 takes a free one, or
+        /// unix:/PATH.
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<Address>,
     },
     /// Serve sessions of a throw-away PostgreSQL with a sample schema.
     Dev {
@@ -84,7 +86,10 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
         Command::Serve { source, listen } => {
             let load: Load = Arc::new(move || {
                 let config = source.load()?;
-                Ok(Config { listen: listen.clone().unwrap_or(config.listen), ..config })
+                match &listen {
+                    None => Ok(config),
+                    Some(address) => Ok(Config { listen: config.listen.at(address.clone())?, ..config }),
+                }
             });
             let config = load()?;
             telemetry::init();
@@ -101,6 +106,8 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
                 [
                     setting("ENGINES__SAMPLE__URL", &url),
                     setting("LISTEN", &listen),
+                    // There is nothing here but samples: who listens beyond this machine means to.
+                    setting("PLAINTEXT_BEYOND_LOOPBACK", "true"),
                     setting("PRINCIPALS__ANONYMOUS__PROFILES", "default"),
                     setting("DRAIN_GRACE", "2s"),
                     // As random as the password in it, and gone as soon.
@@ -125,17 +132,14 @@ type Load = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
 /// Serves until SIGINT or SIGTERM; at SIGHUP, loads the configuration again.
 #[tokio::main]
-async fn serve(
-    config: Config,
-    load: Option<Load>,
-    ready: impl FnOnce(std::net::SocketAddr) -> String,
-) -> Result<(), Box<dyn Error>> {
+async fn serve(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> String) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // Without anything to load, a hang-up ends the program, as it does others.
     let loading = load.map(|load| Ok::<_, io::Error>((load, signal(SignalKind::hangup())?))).transpose()?;
     let server = Server::bind(config).await?;
     let reloader = server.reloader();
-    write!(stdout(), "{}", ready(server.local_addr()?))?;
+    let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
+    write!(stdout(), "{}", ready(&addresses.join(", ")))?;
     stdout().flush()?;
     let shutdown = async move {
         tokio::select! {

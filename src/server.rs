@@ -5,16 +5,15 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::acceptor::{Acceptor, Address};
 use crate::broker::Broker;
 use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
@@ -30,7 +29,7 @@ const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
 /// A broker that listens but does not serve yet.
 #[derive(Debug)]
 pub struct Server {
-    listener: TcpListener,
+    acceptor: Acceptor,
     broker: Arc<Broker>,
     endpoint: String,
     drain_grace: Duration,
@@ -66,7 +65,7 @@ impl Reloader {
             ("default_engine", config.default_engine != before.default_engine),
             ("commit_token_key", config.commit_token_key != before.commit_token_key),
             ("drain_grace", config.drain_grace != before.drain_grace),
-            ("limits", config.limits != before.limits),
+            ("limits", config.limits != before.limits || config.connections != before.connections),
             ("engines", config.engines != before.engines),
         ] {
             if changed {
@@ -92,7 +91,7 @@ impl Server {
     /// Makes the engines and takes the port. Needs no PostgreSQL.
     ///
     /// # Errors
-    /// The port's, with its address.
+    /// The port's with its address, a certificate's with its file.
     pub async fn bind(config: Config) -> io::Result<Self> {
         let running = config.clone();
         let Config {
@@ -104,15 +103,12 @@ impl Server {
             drain_grace,
             profiles,
             limits,
+            connections,
             engines,
         } = config;
-        let listener = TcpListener::bind(&listen)
-            .await
-            .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {listen}: {error}")))?;
-        let endpoint = match endpoint {
-            Some(endpoint) => endpoint,
-            None => listener.local_addr()?.to_string(),
-        };
+        let acceptor = Acceptor::bind(&listen.addresses, listen.tls, connections).await?;
+        let addresses = acceptor.addresses();
+        let endpoint = endpoint.unwrap_or_else(|| addresses[0].to_string());
         let engines: BTreeMap<String, Arc<dyn Engine>> = engines
             .into_iter()
             .map(|(name, engine)| {
@@ -130,7 +126,7 @@ impl Server {
             |key| CommitTokens::new(key.expose().as_bytes()),
         );
         let broker = Arc::new(Broker::new(owner, engines, default_engine, profiles, limits, commit_tokens));
-        Ok(Self { listener, broker, endpoint, drain_grace, config: running })
+        Ok(Self { acceptor, broker, endpoint, drain_grace, config: running })
     }
 
     /// What takes another configuration while it runs.
@@ -139,11 +135,8 @@ impl Server {
     }
 
     /// Where it listens.
-    ///
-    /// # Errors
-    /// The operating system's.
-    pub fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    pub fn addresses(&self) -> Vec<Address> {
+        self.acceptor.addresses()
     }
 
     /// Serves until `shutdown` resolves, then drains and stops.
@@ -151,9 +144,9 @@ impl Server {
     /// # Errors
     /// The transport's.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), transport::Error> {
-        let Self { listener, broker, endpoint, drain_grace, config: _ } = self;
+        let Self { acceptor, broker, endpoint, drain_grace, config: _ } = self;
         let stop = CancellationToken::new();
-        let (mut readiness, serving) = transport::serve(broker.clone(), endpoint, listener, stop.clone()).await;
+        let (mut readiness, serving) = transport::serve(broker.clone(), endpoint, acceptor, stop.clone()).await;
         let mut serving = pin!(serving);
         let stopping = async {
             // Readiness is looked after until the drain begins, and then says no for good.

@@ -11,7 +11,11 @@ const DRIVER: [&str; 3] = ["tokio_postgres", "deadpool", "deadpool_postgres"];
 const OWNED: [(&[&str], &str); 2] = [(&RPC, "src/grpc"), (&DRIVER, "src/postgres")];
 
 /// Who may not know of whom.
-const WALLS: [(&str, &[&str]); 4] = [
+const WALLS: [(&str, &[&str]); 5] = [
+    (
+        "src/acceptor",
+        &["crate::grpc", "crate::postgres", "crate::config", "crate::server", "crate::broker", "crate::telemetry"],
+    ),
     ("src/broker", &["crate::grpc", "crate::postgres", "crate::config", "crate::server", "crate::telemetry"]),
     ("src/grpc", &["crate::postgres", "crate::config", "crate::server"]),
     ("src/postgres", &["crate::grpc", "crate::config", "crate::server"]),

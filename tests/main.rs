@@ -40,6 +40,7 @@ mod profiles;
 
 mod admin;
 
+mod acceptor;
 mod cancel_network;
 mod connect_options;
 mod pool;

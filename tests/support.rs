@@ -199,7 +199,7 @@ impl Broker {
         std::fs::write(&file, toml).unwrap();
         let config = Config::load(Some(&file), []).unwrap_or_else(|error| panic!("{error}"));
         let server = server::Server::bind(config).await.unwrap();
-        let address = server.local_addr().unwrap().to_string();
+        let address = server.addresses()[0].to_string();
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
         let task = tokio::spawn(async move { server.run(stopped).await.unwrap() });

@@ -97,8 +97,8 @@ impl Source {
     ///
     /// # Errors
     /// [`Error::Invalid`] naming the field.
-    pub fn query(sql: String) -> Result<Self, Error> {
-        let statement = Statement::new(guard::bare(&sql).to_owned(), Vec::new()).map_err(|error| match error {
+    pub fn query(sql: &str) -> Result<Self, Error> {
+        let statement = Statement::new(guard::bare(sql).to_owned(), Vec::new()).map_err(|error| match error {
             Error::Invalid { problem, .. } => Error::invalid("query", problem),
             error => error,
         })?;

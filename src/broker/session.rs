@@ -483,7 +483,7 @@ impl Session {
             Ok(class) => class.unwrap_or_default(),
         };
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Execute(transaction::Execute {
+        self.dispatch(Command::Execute(Box::new(transaction::Execute {
             begin: self.begin(transaction),
             commit,
             work,
@@ -492,7 +492,7 @@ impl Session {
             answer_by: grpc_deadline,
             running: Stoppable::new(),
             call: Call { turn, numbered, reply },
-        }));
+        })));
         Ok(answer)
     }
 
@@ -907,7 +907,7 @@ impl Session {
                 let Some(taken) = own.and_then(|own| own.account().take(Resource::Transaction, max)) else {
                     drop(state);
                     let error = Error::Exhausted(Exhausted::PrincipalTransactions(max.unwrap_or_default()));
-                    return transaction::refuse(first, Some(error));
+                    return transaction::refuse(*first, Some(error));
                 };
                 let (commands, received) = mpsc::channel(1);
                 let (leaving, over) = oneshot::channel();
@@ -929,7 +929,7 @@ impl Session {
                 }));
                 state.tell();
                 drop(state);
-                let task = transaction::run(self.clone(), first, received, deadline);
+                let task = transaction::run(self.clone(), *first, received, deadline);
                 self.shared.transactions.spawn(async move {
                     task.await;
                     // It goes too when the task is dropped or dies.

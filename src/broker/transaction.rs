@@ -78,7 +78,7 @@ impl Verdict {
 /// What a session asks of its transaction task. The reply's receiver may be gone: the caller left.
 #[derive(Debug)]
 pub(super) enum Command {
-    Execute(Execute),
+    Execute(Box<Execute>),
     Commit { answer_by: Option<Instant>, turn: Turn, reply: Reply<Committed> },
     Rollback { turn: Turn, reply: Reply<SessionState> },
     Close { turn: Turn, reply: Reply<EndReason> },
@@ -300,7 +300,7 @@ impl Transaction {
         tokio::select! {
             biased;
             command = self.commands.recv() => match command {
-                Some(Command::Execute(execute)) => self.execute(execute, None).await,
+                Some(Command::Execute(execute)) => self.execute(*execute, None).await,
                 Some(Command::Commit { answer_by, turn, reply }) => {
                     Some(self.commit(Committing { answer_by, caller: CommitCaller::Commit(turn, reply) }).await)
                 }

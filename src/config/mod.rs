@@ -4,11 +4,13 @@
 //! is shown by nothing here.
 
 mod engine;
+mod listener;
 mod profiles;
 mod section;
 mod url;
 
 pub use engine::EngineConfig;
+pub use listener::ListenConfig;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,6 +19,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
+use crate::acceptor::Limits as ConnectionLimits;
 use crate::broker::commit::CommitTokens;
 use crate::broker::profile::{Limits, Profiles, ReaperMode};
 use crate::secret::Secret;
@@ -28,8 +31,8 @@ const ENVIRONMENT_PREFIX: &str = "SESSION_BROKER__";
 /// Everything `session-broker serve` needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// Where to listen for gRPC, HOST:PORT; port 0 takes a free one.
-    pub listen: String,
+    /// Where to listen for gRPC, and how it is encrypted.
+    pub listen: ListenConfig,
     /// Where callers reach this broker; `None`: where it listens.
     pub endpoint: Option<String>,
     /// This replica's name, part of every session token.
@@ -44,6 +47,8 @@ pub struct Config {
     pub profiles: Profiles,
     /// The limits of the broker.
     pub limits: Limits,
+    /// The limits of connections.
+    pub connections: ConnectionLimits,
     /// The PostgreSQL targets, by name; at least one.
     pub engines: BTreeMap<String, EngineConfig>,
 }
@@ -91,8 +96,8 @@ impl Config {
     }
 
     fn from_section(mut root: Section<'_>) -> Option<Self> {
-        let limits = limits(root.section("limits"));
-        let listen = root.text("listen").unwrap_or_else(|| "127.0.0.1:50051".into());
+        let (limits, connections) = limits(root.section("limits"));
+        let listen = listener::read(&mut root);
         let endpoint = root.text("endpoint");
         let owner = root.text("owner").unwrap_or_else(hostname);
         if owner.is_empty() || owner.len() > 253 || owner.contains(char::is_whitespace) {
@@ -136,6 +141,7 @@ impl Config {
             drain_grace,
             profiles,
             limits,
+            connections,
             engines,
         })
     }
@@ -166,7 +172,7 @@ fn commit_token_key(root: &mut Section<'_>) -> Option<Secret> {
     Some(Secret::new(key))
 }
 
-fn limits(mut section: Section<'_>) -> Limits {
+fn limits(mut section: Section<'_>) -> (Limits, ConnectionLimits) {
     let default = Limits::default();
     let limits = Limits {
         sessions_max: section.number("sessions_max", default.sessions_max, 1..=10_000_000),
@@ -179,8 +185,9 @@ fn limits(mut section: Section<'_>) -> Limits {
         ),
         reaper: section.word("reaper", ReaperMode::WORDS, default.reaper),
     };
+    let connections = listener::limits(&mut section);
     section.finish();
-    limits
+    (limits, connections)
 }
 
 /// How many engines are named, and those of them that are right.
@@ -250,9 +257,10 @@ impl fmt::Display for Config {
             drain_grace,
             profiles,
             limits,
+            connections,
             engines,
         } = self;
-        writeln!(f, "listen = {listen:?}")?;
+        listen.write_keys(f)?;
         if let Some(endpoint) = endpoint {
             writeln!(f, "endpoint = {endpoint:?}")?;
         }
@@ -260,7 +268,10 @@ impl fmt::Display for Config {
         writeln!(f, "drain_grace = \"{}\"", format_duration(*drain_grace))?;
         write!(f, "{}", profiles::Shown(profiles))?;
         let Limits { sessions_max, calls_max, tombstones_max, tombstone_ttl, reaper } = limits;
-        writeln!(f, "\n[limits]\nsessions_max = {sessions_max}\ncalls_max = {calls_max}")?;
+        listen.write_tls(f)?;
+        writeln!(f, "\n[limits]")?;
+        listener::write_limits(f, connections)?;
+        writeln!(f, "sessions_max = {sessions_max}\ncalls_max = {calls_max}")?;
         writeln!(f, "tombstones_max = {tombstones_max}")?;
         writeln!(f, "tombstone_ttl = \"{}\"\nreaper = {:?}", format_duration(*tombstone_ttl), reaper.word())?;
         for (name, engine) in engines {

@@ -30,10 +30,10 @@ impl Bulk {
     }
 
     /// Whose transaction a COPY is to be a part of.
-    fn holder(&self, principal: Principal, whose: convert::Whose) -> Result<Holder, Status> {
+    fn holder(&self, principal: &Principal, whose: convert::Whose) -> Result<Holder, Status> {
         match whose {
-            convert::Whose::Session(token) => self.broker.session(&principal, &token).map(Holder::of),
-            convert::Whose::Alone(begin) => self.broker.alone(&principal, &begin),
+            convert::Whose::Session(token) => self.broker.session(principal, &token).map(Holder::of),
+            convert::Whose::Alone(begin) => self.broker.alone(principal, &begin),
         }
         .map_err(status::from_error)
     }
@@ -55,7 +55,7 @@ impl BulkService for Bulk {
             return Err(status::from_error(refused("must be the first message: it says where the data goes")));
         };
         let (whose, copy) = convert::copy_in(target, grpc_deadline(&metadata)).map_err(status::from_error)?;
-        let holder = self.holder(principal, whose)?;
+        let holder = self.holder(&principal, whose)?;
         let copy = of(&holder, copy)?;
         let mut copying = holder.copy_in(copy).await.map_err(status::from_failure)?;
         let has_session = copying.has_session();
@@ -89,7 +89,7 @@ impl BulkService for Bulk {
         let principal = auth::principal(&request)?;
         let (metadata, _, request) = request.into_parts();
         let (whose, copy) = convert::copy_out(request, grpc_deadline(&metadata)).map_err(status::from_error)?;
-        let holder = self.holder(principal, whose)?;
+        let holder = self.holder(&principal, whose)?;
         let copy = of(&holder, copy)?;
         let copying = holder.copy_out(copy).await.map_err(status::from_failure)?;
         let parts = stream::unfold(copying, async |mut copying: CopyingOut| {

@@ -866,7 +866,7 @@ pub(super) fn copy_out(
         Some(Source::Query(_)) if !columns.is_empty() => {
             Err(Error::invalid("columns", "are a table's: the query names its own"))
         }
-        Some(Source::Query(query)) => bulk::Source::query(query),
+        Some(Source::Query(query)) => bulk::Source::query(&query),
         Some(Source::Table(table)) => Ok(bulk::Source::Table(bulk::Table::new(&table, columns)?)),
     };
     copy(context, what, options, grpc_deadline)

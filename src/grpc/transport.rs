@@ -6,10 +6,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
 use tonic_health::server::{HealthReporter, health_reporter};
 
@@ -24,6 +23,7 @@ use super::pb::notification_service_server::NotificationServiceServer;
 use super::pb::session_service_server::{SERVICE_NAME, SessionServiceServer};
 use super::pb::transaction_service_server::TransactionServiceServer;
 use super::service::{Sessions, Transactions};
+use crate::acceptor::{Acceptor, Connection, Peer};
 use crate::broker::Broker;
 
 /// The largest request: room for the longest SQL and parameters of a few mebibytes.
@@ -54,11 +54,11 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// Serves `broker` on `listener`, until `stop` and then as long as calls are open. Not ready until told so.
+/// Serves `broker` to whom `acceptor` lets in, until `stop` and then as long as calls are open. Not ready until told so.
 pub async fn serve(
     broker: Arc<Broker>,
     endpoint: String,
-    listener: TcpListener,
+    acceptor: Acceptor,
     stop: CancellationToken,
 ) -> (Readiness, impl Future<Output = Result<(), Error>>) {
     let (reporter, health) = health_reporter();
@@ -83,7 +83,6 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     let serving = limited()
         .layer(Gate::new(broker))
         .add_service(health)
@@ -94,8 +93,16 @@ pub async fn serve(
         .add_service(bulk)
         .add_service(notifications)
         .add_service(admin)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled_owned());
+        .serve_with_incoming_shutdown(acceptor.into_stream(), stop.cancelled_owned());
     (readiness, serving)
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Arc<Peer>;
+
+    fn connect_info(&self) -> Arc<Peer> {
+        self.peer()
+    }
 }
 
 /// A server with all its limits set.
