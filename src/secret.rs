@@ -2,14 +2,16 @@
 
 use std::fmt;
 
-/// A password. `Debug` does not show it, and there is no `Display`.
+use zeroize::Zeroizing;
+
+/// A password. `Debug` does not show it, there is no `Display`, and its memory is overwritten when it goes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Keeps `text` from being shown.
     pub fn new(text: String) -> Self {
-        Self(text)
+        Self(Zeroizing::new(text))
     }
 
     /// The text itself, for whoever must prove to know it.
@@ -21,5 +23,16 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("<redacted>")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_shown_to_nobody_but_who_asks() {
+        let secret = Secret::new("hush".into());
+        assert_eq!((format!("{secret:?}").as_str(), secret.expose()), ("<redacted>", "hush"));
     }
 }

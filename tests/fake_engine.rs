@@ -32,6 +32,9 @@ pub(crate) enum Gate {
     Refused,
 }
 
+/// A statement that has this in it is a defect of the engine.
+pub(crate) const PANICS: &str = "a panic";
+
 /// How late a slow gate opens.
 pub(crate) const SLOW: Duration = Duration::from_millis(100);
 
@@ -238,6 +241,7 @@ impl Connection for FakeConnection {
     ) -> Result<Vec<ResultSet>, Stopped> {
         let Work::Statements(statements, _) = work else { unreachable!("no test sets savepoints here") };
         self.log.lock().unwrap().push(statements[0].sql().to_owned());
+        assert!(!statements[0].sql().contains(PANICS), "it was asked to");
         let counts = self.counts.clone();
         let _running = Running::new(&counts);
         if begin.is_some() {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use session_broker::broker::commit::CommitTokens;
-use session_broker::broker::error::{Bound, EndReason, Error};
-use session_broker::broker::grant::Grant;
+use session_broker::broker::error::{Bound, EndReason, Error, Exhausted};
+use session_broker::broker::grant::{Grant, Grants, Quotas};
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile, Profiles};
 use session_broker::broker::session::{CallOptions, ExecuteCall, Session, TransactionState};
@@ -17,7 +17,7 @@ use session_broker::broker::token::SessionToken;
 use session_broker::broker::{BeginSession, Broker};
 use tokio::time::{Instant, advance, sleep};
 
-use crate::fake_engine::{FakeEngine, Gate, Gates};
+use crate::fake_engine::{FakeEngine, Gate, Gates, PANICS};
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -232,6 +232,64 @@ async fn a_principal_has_its_own_profiles() {
     assert_eq!((begin("billing", ""), begin("shipping", "")), (Ok(60 * SECOND), Ok(30 * SECOND)));
     assert_eq!((begin("billing", "slow"), begin("shipping", "default")), (Ok(60 * SECOND), Ok(30 * SECOND)));
     assert!(refused(begin("billing", "default")) && refused(begin("shipping", "slow")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_ends_its_own_session_alone() {
+    let (broker, engine) = open_broker();
+    let (dying, living) = (begin(&broker, 10 * SECOND), begin(&broker, 10 * SECOND));
+    for session in [&dying, &living] {
+        session.execute(call(false)).await.unwrap();
+    }
+    let statement = Statement::new(format!("SELECT '{PANICS}'"), Vec::new()).unwrap();
+    let failure = dying.execute(ExecuteCall { statements: [statement].into(), ..call(true) }).await.unwrap_err();
+    let Error::Internal { trace_id } = failure.error else { panic!("{failure:?}") };
+    assert!(trace_id.len() == 32 && trace_id.bytes().all(|byte| byte.is_ascii_hexdigit()), "{trace_id}");
+    let again = dying.execute(call(true)).await.unwrap_err();
+    assert_eq!(again.error, Error::SessionEnded(EndReason::BackendLost));
+    living.execute(call(true)).await.unwrap();
+    let counts = engine.counts();
+    assert_eq!((broker.live_sessions(), counts.committed, counts.released, counts.checked_out), (1, 1, 1, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_principals_quotas_are_its_own_and_what_ends_is_free_again() {
+    let quotas = Quotas { sessions_max: Some(2), transactions_max: Some(1), ..Quotas::default() };
+    let profiles = Profiles {
+        principals: Grants::for_everybody(Grant { quotas, ..Grant::default() }),
+        ..Profiles::from(Profile::default())
+    };
+    let engines = BTreeMap::from([("fake".to_owned(), Arc::new(FakeEngine::new(Gates::OPEN)) as Arc<_>)]);
+    let tokens = CommitTokens::new(&[0; 32]);
+    let broker = Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens);
+    let begin = |principal: &str| {
+        let granted = broker.begin_session(&Principal::new(principal), BeginSession::default());
+        granted.map(|granted| granted.session)
+    };
+    let sessions_exhausted =
+        |answer: &Result<_, Error>| matches!(answer, Err(Error::Exhausted(Exhausted::PrincipalSessions(2))));
+    let (first, second) = (begin("billing").unwrap(), begin("billing").unwrap());
+    assert!(sessions_exhausted(&begin("billing")));
+    let other = begin("shipping").unwrap();
+    first.execute(call(false)).await.unwrap();
+    let failure = second.execute(call(false)).await.unwrap_err();
+    assert_eq!(failure.error, Error::Exhausted(Exhausted::PrincipalTransactions(1)));
+    assert_eq!(failure.state.unwrap().transaction, TransactionState::None);
+    other.execute(call(true)).await.unwrap();
+    // As soon as the answer is there the next may begin, in its session and in others.
+    for _ in 0..10 {
+        first.commit(None).await.unwrap();
+        second.execute(call(true)).await.unwrap();
+        first.execute(call(false)).await.unwrap();
+    }
+    // It goes with its session, however that ends.
+    sleep(31 * SECOND).await;
+    assert_eq!(first.state(), Err(EndReason::LeaseExpired));
+    let again = begin("billing").unwrap();
+    again.execute(call(true)).await.unwrap();
+    again.close().await.unwrap();
+    let (_third, _fourth) = (begin("billing").unwrap(), begin("billing").unwrap());
+    assert!(sessions_exhausted(&begin("billing")));
 }
 
 #[tokio::test(start_paused = true)]
