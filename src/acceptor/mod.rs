@@ -91,6 +91,8 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long a connection may stay without a call; not zero.
     pub idle_timeout: Duration,
+    /// How old a connection gets before its peer is asked to make another.
+    pub age_max: Duration,
 }
 
 impl Default for Limits {
@@ -105,6 +107,8 @@ impl Default for Limits {
             // Pools of clients keep what they use every few minutes; shorter than the 15 minutes after which many a
             // network on the way forgets a silent connection.
             idle_timeout: Duration::from_mins(10),
+            // Who a peer is was proven at the beginning: so it is proven again, and replicas that came later get their part.
+            age_max: Duration::from_hours(1),
         }
     }
 }
@@ -136,6 +140,11 @@ impl Acceptor {
             );
         }
         Ok(Self { sockets, encryption, limits })
+    }
+
+    /// The limits of its connections.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Where it listens, in the order given, with the ports that were taken.
@@ -326,7 +335,7 @@ impl Incoming {
     /// Gives what was accepted a place. In plain text it is ready; else the handshake begins.
     fn admit(&mut self, accepted: Accepted) -> Option<Connection> {
         let now = Instant::now();
-        let Limits { connections_max, handshake_timeout, idle_timeout } = self.limits;
+        let Limits { connections_max, handshake_timeout, idle_timeout, age_max: _ } = self.limits;
         // In a queue, those who only hold places would hold up the others too.
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             if let Some(times) = self.refused.count(now) {

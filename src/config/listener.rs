@@ -180,6 +180,7 @@ pub(super) fn limits(section: &mut Section<'_>) -> Limits {
             default.handshake_timeout,
             Duration::from_millis(100)..=Duration::from_mins(5),
         ),
+        age_max: section.duration("connection_age_max", default.age_max, Duration::from_mins(1)..=DAY),
         idle_timeout: section.duration(
             "connection_idle_timeout",
             default.idle_timeout,
@@ -190,10 +191,11 @@ pub(super) fn limits(section: &mut Section<'_>) -> Limits {
 
 /// The limits as they are read.
 pub(super) fn write_limits(f: &mut fmt::Formatter<'_>, limits: &Limits) -> fmt::Result {
-    let Limits { connections_max, handshake_timeout, idle_timeout } = limits;
+    let Limits { connections_max, handshake_timeout, idle_timeout, age_max } = limits;
     writeln!(f, "connections_max = {connections_max}")?;
     writeln!(f, "connection_handshake_timeout = \"{}\"", format_duration(*handshake_timeout))?;
-    writeln!(f, "connection_idle_timeout = \"{}\"", format_duration(*idle_timeout))
+    writeln!(f, "connection_idle_timeout = \"{}\"", format_duration(*idle_timeout))?;
+    writeln!(f, "connection_age_max = \"{}\"", format_duration(*age_max))
 }
 
 #[cfg(test)]

@@ -83,7 +83,7 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
-    let serving = limited()
+    let serving = limited(acceptor.limits().age_max)
         .layer(Gate::new(broker))
         .add_service(health)
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
@@ -105,8 +105,8 @@ impl Connected for Connection {
     }
 }
 
-/// A server with all its limits set.
-fn limited() -> Server {
+/// A server with all its limits set, whose connections get as old as that.
+fn limited(age_max: Duration) -> Server {
     /// One caller's calls in flight on one connection; a call beyond waits.
     const STREAMS_MAX: u32 = 256;
     /// Streams a client may open and reset, or make us reset, before its connection is closed: rapid-reset floods.
@@ -116,6 +116,8 @@ fn limited() -> Server {
     /// A caller whose machine vanished is noticed within both; its statement is stopped then, and its stream gone.
     const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
     const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+    /// How long calls may go on over a connection that is too old: as long as a session lives, and its Attach stream.
+    const AGE_GRACE: Duration = Duration::from_mins(30);
 
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
@@ -124,4 +126,6 @@ fn limited() -> Server {
         .http2_max_header_list_size(HEADER_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .max_connection_age(age_max)
+        .max_connection_age_grace(AGE_GRACE)
 }
