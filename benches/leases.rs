@@ -76,7 +76,7 @@ fn broker(sessions: usize) -> Broker {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(
         file.path(),
-        "[engines.main]\nurl = \"postgresql://nobody@localhost/nowhere\"\n[principals.anonymous]\n",
+        "[engines.main]\nurl = \"postgresql://nobody@localhost/nowhere\"\n[authentication]\nanonymous = true\n[principals.anonymous]\n",
     )
     .unwrap();
     let engine = Config::load(Some(file.path()), []).unwrap().engines.remove("main").unwrap();

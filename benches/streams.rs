@@ -73,6 +73,7 @@ impl Broker {
         let mut child = Command::new(env!("CARGO_BIN_EXE_session-broker"))
             .args(["serve", "--listen", "127.0.0.1:0"])
             .env("SESSION_BROKER__ENGINES__MAIN__URL", url)
+            .env("SESSION_BROKER__AUTHENTICATION__ANONYMOUS", "true")
             .env("SESSION_BROKER__PRINCIPALS__ANONYMOUS__PROFILES", "default")
             .env("SESSION_BROKER__PROFILES__DEFAULT__STATEMENT_TIMEOUT", "10m")
             .env("SESSION_BROKER__PROFILES__DEFAULT__TRANSACTION_TIMEOUT", "10m")

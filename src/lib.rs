@@ -28,6 +28,8 @@
 //! their own, in `postgres::listener`. Connections come in through `acceptor`, accepted, encrypted and limited, before
 //! anything is said over them.
 //!
+//! Before any of it begins, `identity` tells who calls: by a bearer token, static or a JWT, or by a client certificate.
+//!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
 //! renewed, expires, and its session is reaped; a *profile* is a named set of limits and timeouts that sessions live by,
@@ -58,6 +60,8 @@
 pub mod broker;
 
 pub mod postgres;
+
+pub mod identity;
 
 pub mod acceptor;
 

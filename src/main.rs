@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 use session_broker::acceptor::Address;
 use session_broker::config::{Config, ConfigError};
 use session_broker::dev::ThrowAwayPostgres;
+use session_broker::identity::draw_token;
 use session_broker::server::{Reloader, Server};
 use session_broker::telemetry;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -42,10 +43,15 @@ enum Command {
         #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:50051")]
         listen: String,
     },
+    /// Draw a static bearer token: print it, and below it the digest by which [authentication.tokens] knows it.
+    Token,
     /// Check the configuration and print what is in effect, passwords left out.
     Check {
         #[command(flatten)]
         source: Source,
+        /// Tell instead what this principal may do, and why not more.
+        #[arg(long, value_name = "PRINCIPAL")]
+        explain: Option<String>,
     },
 }
 
@@ -78,9 +84,20 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Check { source } => {
+        Command::Token => {
+            let (token, digest) = draw_token();
+            writeln!(stdout(), "{}\n{digest}", token.expose())?;
+            let which = "the first line is for the caller, who sends it as authorization: Bearer TOKEN; \
+                         the second is for [authentication.tokens], NAME = [\"sha256:...\"]";
+            writeln!(io::stderr(), "{which}")?;
+            Ok(())
+        }
+        Command::Check { source, explain } => {
             let config = source.load()?;
-            write!(stdout(), "{config}")?;
+            match explain {
+                None => write!(stdout(), "{config}")?,
+                Some(principal) => write!(stdout(), "{}", config.explain(&principal))?,
+            }
             Ok(())
         }
         Command::Serve { source, listen } => {
@@ -109,6 +126,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
                     // There is nothing here but samples: who listens beyond this machine means to.
                     setting("PLAINTEXT_BEYOND_LOOPBACK", "true"),
                     setting("PRINCIPALS__ANONYMOUS__PROFILES", "default"),
+                    setting("AUTHENTICATION__ANONYMOUS", "true"),
                     setting("DRAIN_GRACE", "2s"),
                     // As random as the password in it, and gone as soon.
                     setting("COMMIT_TOKEN_KEY", &url),

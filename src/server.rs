@@ -19,7 +19,9 @@ use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
 use crate::broker::profile::Profiles;
 use crate::config::{Config, ConfigError, EngineConfig};
+use crate::grpc::gate::Gate;
 use crate::grpc::transport::{self, Readiness};
+use crate::identity::{Authenticator, CurrentAuthenticator};
 use crate::postgres::engine::PostgresEngine;
 use crate::random::random;
 
@@ -30,6 +32,7 @@ const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub struct Server {
     acceptor: Acceptor,
+    authenticator: CurrentAuthenticator,
     broker: Arc<Broker>,
     endpoint: String,
     drain_grace: Duration,
@@ -40,13 +43,14 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Reloader {
     broker: Arc<Broker>,
+    authenticator: CurrentAuthenticator,
     /// What is in effect.
     config: Config,
 }
 
 impl Reloader {
-    /// Takes a configuration that was loaded anew: its profiles and principals, for the sessions that begin from now on.
-    /// One with a problem changes nothing.
+    /// Takes a configuration that was loaded anew: its profiles, for the sessions that begin from now on, and what its
+    /// principals may do and prove themselves by, for all calls. One with a problem changes nothing.
     pub fn reload(&mut self, loaded: Result<Config, ConfigError>) {
         let checked =
             loaded.map_err(|error| error.to_string()).and_then(|config| match self.missing(&config.profiles) {
@@ -72,8 +76,12 @@ impl Reloader {
                 warn!(section, "needs a restart to take effect");
             }
         }
+        if config.authentication != before.authentication {
+            self.authenticator.set(Authenticator::new(config.authentication.clone()));
+        }
         let (profiles, principals) = (config.profiles.profiles.len(), config.profiles.principals.len());
         self.config.profiles.clone_from(&config.profiles);
+        self.config.authentication = config.authentication;
         self.broker.set_profiles(config.profiles);
         info!(profiles, principals, "profiles reloaded");
     }
@@ -104,6 +112,7 @@ impl Server {
             profiles,
             limits,
             connections,
+            authentication,
             engines,
         } = config;
         let acceptor = Acceptor::bind(&listen.addresses, listen.tls, connections).await?;
@@ -126,12 +135,14 @@ impl Server {
             |key| CommitTokens::new(key.expose().as_bytes()),
         );
         let broker = Arc::new(Broker::new(owner, engines, default_engine, profiles, limits, commit_tokens));
-        Ok(Self { acceptor, broker, endpoint, drain_grace, config: running })
+        let authenticator = CurrentAuthenticator::new(Authenticator::new(authentication));
+        Ok(Self { acceptor, authenticator, broker, endpoint, drain_grace, config: running })
     }
 
     /// What takes another configuration while it runs.
     pub fn reloader(&self) -> Reloader {
-        Reloader { broker: self.broker.clone(), config: self.config.clone() }
+        let (broker, authenticator) = (self.broker.clone(), self.authenticator.clone());
+        Reloader { broker, authenticator, config: self.config.clone() }
     }
 
     /// Where it listens.
@@ -144,9 +155,10 @@ impl Server {
     /// # Errors
     /// The transport's.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), transport::Error> {
-        let Self { acceptor, broker, endpoint, drain_grace, config: _ } = self;
+        let Self { acceptor, authenticator, broker, endpoint, drain_grace, config: _ } = self;
         let stop = CancellationToken::new();
-        let (mut readiness, serving) = transport::serve(broker.clone(), endpoint, acceptor, stop.clone()).await;
+        let gate = Gate::new(broker.clone(), authenticator);
+        let (mut readiness, serving) = transport::serve(broker.clone(), gate, endpoint, acceptor, stop.clone()).await;
         let mut serving = pin!(serving);
         let stopping = async {
             // Readiness is looked after until the drain begins, and then says no for good.

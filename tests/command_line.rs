@@ -263,6 +263,7 @@ async fn a_taken_port_is_named() {
     let mut child = program()
         .args(["serve", "--listen", &address])
         .env("SESSION_BROKER__ENGINES__MAIN__URL", "postgresql://u@localhost/db")
+        .env("SESSION_BROKER__AUTHENTICATION__ANONYMOUS", "true")
         .env("SESSION_BROKER__PRINCIPALS__ANONYMOUS__PROFILES", "default")
         .stderr(Stdio::piped())
         .spawn()

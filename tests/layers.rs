@@ -11,7 +11,11 @@ const DRIVER: [&str; 3] = ["tokio_postgres", "deadpool", "deadpool_postgres"];
 const OWNED: [(&[&str], &str); 2] = [(&RPC, "src/grpc"), (&DRIVER, "src/postgres")];
 
 /// Who may not know of whom.
-const WALLS: [(&str, &[&str]); 5] = [
+const WALLS: [(&str, &[&str]); 6] = [
+    (
+        "src/identity",
+        &["crate::grpc", "crate::postgres", "crate::config", "crate::server", "crate::acceptor", "crate::telemetry"],
+    ),
     (
         "src/acceptor",
         &["crate::grpc", "crate::postgres", "crate::config", "crate::server", "crate::broker", "crate::telemetry"],

@@ -43,6 +43,7 @@ mod admin;
 mod acceptor;
 mod cancel_network;
 mod connect_options;
+mod identity;
 mod pool;
 mod weather;
 

@@ -252,7 +252,7 @@ impl Broker {
 
 /// A configuration by which everybody may call, of these variables.
 pub(crate) fn config(variables: &[(&str, &str)]) -> Config {
-    let everybody = [("PRINCIPALS__ANONYMOUS__PROFILES", "default")];
+    let everybody = [("AUTHENTICATION__ANONYMOUS", "true"), ("PRINCIPALS__ANONYMOUS__PROFILES", "default")];
     let variables = variables.iter().chain(&everybody);
     let environment = variables.map(|(name, value)| (format!("SESSION_BROKER__{name}"), (*value).to_owned()));
     Config::load(None, environment).unwrap_or_else(|error| panic!("{error}"))
@@ -260,7 +260,7 @@ pub(crate) fn config(variables: &[(&str, &str)]) -> Config {
 
 /// A configuration with what it does not say itself: that everybody may call.
 pub(crate) fn for_everybody(configuration: &str) -> String {
-    let sections = ["[principals.anonymous]"];
+    let sections = ["[authentication]\nanonymous = true", "[principals.anonymous]"];
     let absent =
         sections.iter().filter(|section| !configuration.contains(&section[..section.find(['.', ']']).unwrap()]));
     absent.fold(configuration.to_owned(), |text, section| text + "\n" + section)

@@ -1015,7 +1015,7 @@ impl Session {
     /// When to renew a lease of that ttl: after a third, give or take a fifth, so that sessions that began together do not
     /// all renew together.
     fn renewal(&self, ttl: Duration) -> Duration {
-        ttl * 4 / 15 + ttl * 2 / 15 * self.id().lot().into() / u8::MAX.into()
+        ttl * 4 / 15 + ttl * 2 / 15 * u32::from(self.id().lot()) / u32::from(u8::MAX)
     }
 
     /// How long it may be kept without being used.

@@ -52,6 +52,11 @@ impl ListenConfig {
         }
     }
 
+    /// Whether clients are asked for certificates.
+    pub(super) fn asks_for_certificates(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.clients != Clients::Unasked)
+    }
+
     /// What is wrong with speaking as it says where it says.
     fn problem(&self) -> Option<String> {
         if self.tls.is_some() || self.plaintext_beyond_loopback {

@@ -3,7 +3,9 @@
 //! Every problem is found before any is reported. Invariants: an unknown key is a problem, never ignored; a password
 //! is shown by nothing here.
 
+mod authentication;
 mod engine;
+mod explain;
 mod listener;
 mod profiles;
 mod section;
@@ -22,6 +24,7 @@ use humantime::format_duration;
 use crate::acceptor::Limits as ConnectionLimits;
 use crate::broker::commit::CommitTokens;
 use crate::broker::profile::{Limits, Profiles, ReaperMode};
+use crate::identity::Authentication;
 use crate::secret::Secret;
 use section::{Problems, Section, key};
 
@@ -39,6 +42,8 @@ pub struct Config {
     pub owner: String,
     /// The engine of sessions that name none.
     pub default_engine: String,
+    /// By what callers prove who they are.
+    pub authentication: Authentication,
     /// What commit tokens are sealed with; brokers that share it open each other's. `None`: a random one.
     pub commit_token_key: Option<Secret>,
     /// How long live transactions may take to finish when the broker stops.
@@ -103,6 +108,7 @@ impl Config {
         if owner.is_empty() || owner.len() > 253 || owner.contains(char::is_whitespace) {
             root.problem("owner", "must be 1 to 253 bytes without white space");
         }
+        let authentication = authentication::read(&mut root);
         let commit_token_key = commit_token_key(&mut root);
         let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_hours(1));
         let default_engine = root.text("default_engine");
@@ -131,12 +137,16 @@ impl Config {
             root.problem("principals", &format!("is empty, so nobody may do anything: {add}"));
         }
         let profiles = profiles::read(&mut root, &engines, &limits);
+        if authentication.certificate.is_some() && !listen.asks_for_certificates() {
+            root.problem("authentication.certificate", "has no effect without tls.client_ca, which vouches for them");
+        }
         root.finish();
         Some(Self {
             listen,
             endpoint,
             owner,
             default_engine: default_engine?,
+            authentication,
             commit_token_key,
             drain_grace,
             profiles,
@@ -253,6 +263,7 @@ impl fmt::Display for Config {
             endpoint,
             owner,
             default_engine,
+            authentication,
             commit_token_key: _,
             drain_grace,
             profiles,
@@ -266,6 +277,7 @@ impl fmt::Display for Config {
         }
         writeln!(f, "owner = {owner:?}\ndefault_engine = {default_engine:?}")?;
         writeln!(f, "drain_grace = \"{}\"", format_duration(*drain_grace))?;
+        write!(f, "{}", authentication::Shown(authentication))?;
         write!(f, "{}", profiles::Shown(profiles))?;
         let Limits { sessions_max, calls_max, tombstones_max, tombstone_ttl, reaper } = limits;
         listen.write_tls(f)?;
@@ -296,6 +308,8 @@ mod tests {
         // What most tests are not about: everybody may call.
         let anonymous = ("SESSION_BROKER__PRINCIPALS__ANONYMOUS__PROFILES", "default");
         let environment = environment.iter().chain((!text.contains("[principals")).then_some(&anonymous));
+        let unasked = ("SESSION_BROKER__AUTHENTICATION__ANONYMOUS", "true");
+        let environment = environment.chain((!text.contains("[authentication")).then_some(&unasked));
         Config::load(Some(&file), environment.map(|(name, value)| ((*name).into(), (*value).into())))
     }
 

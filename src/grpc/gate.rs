@@ -13,7 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::{Request, Response};
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Sleep, sleep};
 use tonic::Status;
@@ -22,9 +23,11 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::status;
+use crate::acceptor::{OpenCall, Peer};
 use crate::broker::error::Error;
 use crate::broker::principal::Principal;
 use crate::broker::{Admitted, Broker};
+use crate::identity::CurrentAuthenticator;
 
 /// How long a request may take to go on arriving. What a caller has to send it has, and a slow line moves meanwhile.
 const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -37,18 +40,30 @@ const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 
 /// Lets calls in.
 #[derive(Debug, Clone)]
-pub(super) struct Gate {
+pub struct Gate {
     broker: Arc<Broker>,
+    authenticator: CurrentAuthenticator,
 }
 
 impl Gate {
     /// The gate of `broker`.
-    pub(super) fn new(broker: Arc<Broker>) -> Self {
-        Self { broker }
+    pub fn new(broker: Arc<Broker>, authenticator: CurrentAuthenticator) -> Self {
+        Self { broker, authenticator }
     }
 
-    async fn admit(&self) -> Result<(Principal, Admitted), Error> {
-        let principal = Principal::anonymous();
+    async fn admit(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(Principal, Admitted), Error> {
+        let certificate = peer.and_then(Peer::certificate);
+        let mut credentials = headers.get_all(AUTHORIZATION).iter();
+        let authorization = credentials.next().map(http::HeaderValue::as_bytes);
+        if credentials.next().is_some() {
+            return Err(Error::Unauthenticated("there is more than one authorization header: send one".into()));
+        }
+        let authenticator = self.authenticator.get();
+        let principal = authenticator.authenticate(certificate, authorization).await.map_err(|why| {
+            // Nothing is wrong then with what the caller shows.
+            let error = if why.is_temporary() { Error::IdentityUnavailable } else { Error::Unauthenticated };
+            error(why.to_string())
+        })?;
         let admitted = self.broker.admit(&principal)?;
         Ok((principal, admitted))
     }
@@ -64,7 +79,7 @@ impl<S> Layer<S> for Gate {
 
 /// Services behind the gate.
 #[derive(Debug, Clone)]
-pub(super) struct Gated<S> {
+pub struct Gated<S> {
     gate: Gate,
     inner: S,
 }
@@ -88,10 +103,12 @@ where
         let mut inner = std::mem::replace(&mut self.inner, copy);
         let gate = self.gate.clone();
         Box::pin(async move {
+            let peer = request.extensions().get::<Arc<Peer>>().cloned();
+            let open_call = peer.as_ref().map(Peer::begin_call);
             let admitted = if request.uri().path().starts_with(OPEN_TO_ALL) {
                 None
             } else {
-                match gate.admit().await {
+                match gate.admit(peer.as_deref(), request.headers()).await {
                     Ok((principal, admitted)) => {
                         request.extensions_mut().insert(principal);
                         Some(admitted)
@@ -107,7 +124,7 @@ where
             };
             // Its answer has begun: what it took is another call's to take.
             drop(admitted);
-            Ok(response)
+            Ok(response.map(|body| Body::new(Answering { body, _open_call: open_call })))
         })
     }
 }
@@ -140,6 +157,29 @@ impl HttpBody for Arriving {
             let problem = format!("stopped arriving: nothing of it came for {seconds} s");
             Some(Err(status::from_error(Error::invalid("request", problem))))
         })
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// An answer on its way. Its connection is in use for as long.
+struct Answering {
+    body: Body,
+    _open_call: Option<OpenCall>,
+}
+
+impl HttpBody for Answering {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -28,5 +28,5 @@ pub mod row;
 pub mod service;
 mod status;
 
-mod gate;
+pub mod gate;
 pub mod transport;

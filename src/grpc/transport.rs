@@ -57,6 +57,7 @@ impl fmt::Debug for Readiness {
 /// Serves `broker` to whom `acceptor` lets in, until `stop` and then as long as calls are open. Not ready until told so.
 pub async fn serve(
     broker: Arc<Broker>,
+    gate: Gate,
     endpoint: String,
     acceptor: Acceptor,
     stop: CancellationToken,
@@ -76,7 +77,7 @@ pub async fn serve(
         .max_encoding_message_size(usize::MAX);
     let admin = AdminServiceServer::new(Admin::new(broker.clone()));
     // Names of channels fit the default, and so does PostgreSQL's longest payload.
-    let notifications = NotificationServiceServer::new(Notifications::new(broker.clone()));
+    let notifications = NotificationServiceServer::new(Notifications::new(broker));
     let reflection = || {
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -84,7 +85,7 @@ pub async fn serve(
             .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
     };
     let serving = limited(acceptor.limits().age_max)
-        .layer(Gate::new(broker))
+        .layer(gate)
         .add_service(health)
         .add_service(reflection().build_v1().expect("the descriptors are our own"))
         .add_service(reflection().build_v1alpha().expect("the descriptors are our own"))
