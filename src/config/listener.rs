@@ -262,7 +262,7 @@ mod tests {
         assert_eq!(plain.clone().at(near.clone()).unwrap().addresses, [near]);
         let Err(ConfigError::Problems(problems)) = plain.at(beyond.clone()) else { panic!("it is taken") };
         assert!(problems[0].starts_with("--listen: 0.0.0.0:2 "), "{problems:?}");
-        assert_eq!(listen("", TLS).at(beyond.clone()).unwrap().addresses, [beyond.clone()]);
+        assert_eq!(listen("", TLS).at(beyond.clone()).unwrap().addresses, std::slice::from_ref(&beyond));
         listen("plaintext_beyond_loopback = true", "").at(beyond).unwrap();
     }
 

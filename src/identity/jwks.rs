@@ -415,7 +415,7 @@ struct Key {
     id: Option<String>,
     /// Those that it may be used with; at least one.
     algorithms: Vec<Algorithm>,
-    key: DecodingKey,
+    decoding: DecodingKey,
 }
 
 impl KeySet {
@@ -439,7 +439,7 @@ impl KeySet {
             return Err(Unauthenticated::UnknownKey);
         }
         let fitting = named.into_iter().find(|key| key.algorithms.contains(&algorithm));
-        fitting.map(|key| &key.key).ok_or(Unauthenticated::WrongAlgorithm)
+        fitting.map(|key| &key.decoding).ok_or(Unauthenticated::WrongAlgorithm)
     }
 
     /// The set that a document lists, and why keys of it are left out.
@@ -484,7 +484,7 @@ impl Key {
         if algorithms.is_empty() {
             return Err("has an alg that is unknown or not one of its kind");
         }
-        Ok(Self { id: key_id, algorithms, key })
+        Ok(Self { id: key_id, algorithms, decoding: key })
     }
 }
 
