@@ -21,9 +21,12 @@ use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
 use tower_service::Service;
+use tracing::field::display;
+use tracing::info;
 
 use super::status;
 use crate::acceptor::{OpenCall, Peer};
+use crate::broker::admin::AUDIT;
 use crate::broker::error::Error;
 use crate::broker::principal::Principal;
 use crate::broker::{Admitted, Broker};
@@ -34,6 +37,9 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The one call whose request may pause: its caller sends what others give it.
 const COPY_IN: &str = "/sessionbroker.v1.BulkService/CopyIn";
+
+/// The call whose refusals the audit log has.
+const BEGIN_SESSION: &str = "/sessionbroker.v1.SessionService/BeginSession";
 
 /// Whose calls need no principal.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
@@ -51,7 +57,28 @@ impl Gate {
         Self { broker, authenticator }
     }
 
-    async fn admit(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<(Principal, Admitted), Error> {
+    async fn admit(
+        &self,
+        peer: Option<&Peer>,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<(Principal, Admitted), Status> {
+        let refused = |principal: Option<&Principal>, error: Error| {
+            if path == BEGIN_SESSION {
+                let (principal, address) = (principal.map(display), peer.and_then(Peer::address).map(display));
+                let reason = status::reason(&error);
+                info!(target: AUDIT, event = "session.refused", principal, address, reason, "session refused");
+            }
+            status::from_error(error)
+        };
+        let principal = self.authenticate(peer, headers).await.map_err(|error| refused(None, error))?;
+        match self.broker.admit(&principal) {
+            Ok(admitted) => Ok((principal, admitted)),
+            Err(error) => Err(refused(Some(&principal), error)),
+        }
+    }
+
+    async fn authenticate(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<Principal, Error> {
         let certificate = peer.and_then(Peer::certificate);
         let mut credentials = headers.get_all(AUTHORIZATION).iter();
         let authorization = credentials.next().map(http::HeaderValue::as_bytes);
@@ -59,13 +86,11 @@ impl Gate {
             return Err(Error::Unauthenticated("there is more than one authorization header: send one".into()));
         }
         let authenticator = self.authenticator.get();
-        let principal = authenticator.authenticate(certificate, authorization).await.map_err(|why| {
+        authenticator.authenticate(certificate, authorization).await.map_err(|why| {
             // Nothing is wrong then with what the caller shows.
             let error = if why.is_temporary() { Error::IdentityUnavailable } else { Error::Unauthenticated };
             error(why.to_string())
-        })?;
-        let admitted = self.broker.admit(&principal)?;
-        Ok((principal, admitted))
+        })
     }
 }
 
@@ -102,18 +127,18 @@ where
         let copy = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, copy);
         let gate = self.gate.clone();
+        let peer = request.extensions().get::<Arc<Peer>>().cloned();
+        let open_call = peer.as_ref().map(Peer::begin_call);
         Box::pin(async move {
-            let peer = request.extensions().get::<Arc<Peer>>().cloned();
-            let open_call = peer.as_ref().map(Peer::begin_call);
             let admitted = if request.uri().path().starts_with(OPEN_TO_ALL) {
                 None
             } else {
-                match gate.admit(peer.as_deref(), request.headers()).await {
+                match gate.admit(peer.as_deref(), request.uri().path(), request.headers()).await {
                     Ok((principal, admitted)) => {
                         request.extensions_mut().insert(principal);
                         Some(admitted)
                     }
-                    Err(error) => return Ok(status::from_error(error).into_http()),
+                    Err(status) => return Ok(status.into_http()),
                 }
             };
             let goes_on = request.uri().path() == COPY_IN;
