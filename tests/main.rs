@@ -51,6 +51,11 @@ mod backends;
 mod ledger;
 mod lost_answers;
 
+#[cfg(target_os = "linux")]
+mod hostile;
+mod secrets;
+mod trust;
+
 mod abandoned;
 mod command_line;
 mod python;
