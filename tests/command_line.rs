@@ -256,6 +256,41 @@ fn check_prints_what_is_in_effect_or_every_problem() {
     assert!(!problems.contains("hush"), "{problems}");
 }
 
+#[test]
+fn check_explains_what_a_principal_may_do() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("broker.toml");
+    let text = "[engines.main]\nurl = \"postgresql://u:hush@localhost/db\"\n[principals.billing]\ncalls_max = 7\n\
+        [authentication]\nanonymous = true";
+    std::fs::write(&file, text).unwrap();
+    let explain = |principal: &str| {
+        let told =
+            program().args(["check", "--config", file.to_str().unwrap(), "--explain", principal]).output().unwrap();
+        assert!(told.status.success());
+        String::from_utf8(told.stdout).unwrap()
+    };
+    let billing = explain("billing");
+    assert!(billing.contains("[principals.billing]") && billing.contains("calls at work: 7"), "{billing}");
+    assert!(explain("anonymous").contains("may do nothing"), "{}", explain("anonymous"));
+    assert!(!billing.contains("hush"), "{billing}");
+}
+
+#[test]
+fn a_token_is_drawn_with_what_the_configuration_holds_of_it() {
+    let draw = || {
+        let drawn = program().arg("token").output().unwrap();
+        assert!(drawn.status.success());
+        let printed = String::from_utf8(drawn.stdout).unwrap();
+        printed.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (first, second) = (draw(), draw());
+    assert_eq!(first.len(), 2);
+    assert_ne!(first, second);
+    let digest = ring::digest::digest(&ring::digest::SHA256, first[0].as_bytes());
+    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(first[1], format!("sha256:{hex}"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_taken_port_is_named() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -295,6 +295,8 @@ impl fmt::Display for Config {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::broker::profile::Profile;
     use crate::postgres::engine::PoolOptions;
@@ -319,6 +321,60 @@ mod tests {
             other => panic!("no problems but {other:?}"),
         }
     }
+
+    proptest! {
+        #[test]
+        fn whatever_a_file_and_the_environment_say_is_read_or_reported(
+            line in 0..40_usize,
+            key in "[a-z_.\"]{0,12}|tls|limits|principals|engines|authentication",
+            value in "\\PC{0,20}|-?[0-9]{1,20}|\"[^\"]{0,20}\"|\\[.{0,10}\\]|true",
+            name in "(ENGINES|PROFILES|PRINCIPALS|AUTHENTICATION|TLS|LIMITS)(__[A-Z_]{0,8}){0,4}",
+        ) {
+            let mut lines: Vec<_> = EVERYTHING.lines().map(str::to_owned).collect();
+            let line = line % lines.len();
+            lines.insert(line, format!("{key} = {value}"));
+            let variable = format!("{ENVIRONMENT_PREFIX}{name}");
+            for text in [lines.join("\n"), lines[line..].join("\n"), value.clone()] {
+                match load(&text, &[(&variable, &value)]) {
+                    Err(ConfigError::Problems(problems)) => prop_assert!(!problems.is_empty()),
+                    Err(ConfigError::File { cause, .. }) => prop_assert!(!cause.is_empty()),
+                    Ok(config) => prop_assert_eq!(load(&config.to_string(), &[]).map(|again| again.profiles), Ok(config.profiles)),
+                }
+            }
+        }
+    }
+
+    /// A key of each kind.
+    const EVERYTHING: &str = r#"
+        listen = ["127.0.0.1:0", "unix:/tmp/broker.sock"]
+        drain_grace = "5s"
+        [engines.main]
+        url = "postgresql://u@localhost/db"
+        overridable = ["search_path"]
+        pool_size = 3
+        [profiles.default]
+        lease_ttl = "20s"
+        [profiles.report]
+        engines = ["main"]
+        connect_options = ["search_path"]
+        roles = ["reader"]
+        [profiles.report.classes.quick]
+        statement_timeout = "1s"
+        [principals."ops/*"]
+        admin = true
+        calls_per_second = 10
+        [principals.anonymous]
+        profiles = ["report"]
+        [authentication]
+        anonymous = true
+        [authentication.jwt]
+        issuer = "i"
+        audience = "a"
+        jwks_file = "keys.json"
+        [limits]
+        sessions_max = 10
+        connections_max = 10
+    "#;
 
     #[test]
     fn one_engine_is_all_it_takes() {
