@@ -6,8 +6,10 @@ use std::io::{self, Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::Poll;
 
 use clap::{Parser, Subcommand};
+use futures_util::stream;
 use session_broker::acceptor::Address;
 use session_broker::config::{Config, ConfigError};
 use session_broker::dev::ThrowAwayPostgres;
@@ -159,12 +161,10 @@ async fn serve(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> S
     let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
     write!(stdout(), "{}", ready(&addresses.join(", ")))?;
     stdout().flush()?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
-    };
+    let signals = stream::poll_fn(move |context| match interrupt.poll_recv(context) {
+        Poll::Pending => terminate.poll_recv(context),
+        signal => signal,
+    });
     let reloading = async {
         if let Some((load, hangup)) = loading {
             reload(reloader, load, hangup).await;
@@ -172,7 +172,7 @@ async fn serve(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> S
         pending().await
     };
     tokio::select! {
-        served = server.run(shutdown) => Ok(served?),
+        served = server.run(signals) => Ok(served?),
         never = reloading => never,
     }
 }

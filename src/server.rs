@@ -1,7 +1,7 @@
 //! From a configuration to a running broker: engines, transport, readiness, and a drain in two phases.
 //!
-//! Phase one drains the sessions while the transport still answers; phase two stops the transport. Invariant: stopping
-//! has a bound.
+//! Phase one drains the sessions while the transport still answers, after a notice to those who look at readiness; phase two
+//! stops the transport. Invariant: stopping has a bound.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -9,11 +9,12 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{Stream, StreamExt};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use crate::acceptor::{Acceptor, Address};
+use crate::acceptor::{self, Acceptor, Address};
 use crate::broker::Broker;
 use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
@@ -28,13 +29,24 @@ use crate::random::random;
 /// How long open calls, health watches among them, may hold up the transport once the sessions are drained.
 const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
 
+/// Probes come one by one, and each in haste.
+const OPERATIONS_LIMITS: acceptor::Limits = acceptor::Limits {
+    connections_max: 100,
+    handshake_timeout: Duration::from_secs(10),
+    idle_timeout: Duration::from_mins(10),
+    age_max: Duration::from_hours(1),
+};
+
 /// A broker that listens but does not serve yet.
 #[derive(Debug)]
 pub struct Server {
     acceptor: Acceptor,
+    /// For probes.
+    operations: Option<Acceptor>,
     authenticator: CurrentAuthenticator,
     broker: Arc<Broker>,
     endpoint: String,
+    drain_notice: Duration,
     drain_grace: Duration,
     config: Config,
 }
@@ -68,7 +80,9 @@ impl Reloader {
             ("owner", config.owner != before.owner),
             ("default_engine", config.default_engine != before.default_engine),
             ("commit_token_key", config.commit_token_key != before.commit_token_key),
+            ("drain_notice", config.drain_notice != before.drain_notice),
             ("drain_grace", config.drain_grace != before.drain_grace),
+            ("operations", config.operations != before.operations),
             ("limits", config.limits != before.limits || config.connections != before.connections),
             ("engines", config.engines != before.engines),
         ] {
@@ -108,7 +122,9 @@ impl Server {
             owner,
             default_engine,
             commit_token_key,
+            drain_notice,
             drain_grace,
+            operations,
             profiles,
             limits,
             connections,
@@ -116,6 +132,10 @@ impl Server {
             engines,
         } = config;
         let acceptor = Acceptor::bind(&listen.addresses, listen.tls, connections).await?;
+        let operations = match operations {
+            None => None,
+            Some(address) => Some(Acceptor::bind(&[address], None, OPERATIONS_LIMITS).await?),
+        };
         let addresses = acceptor.addresses();
         let endpoint = endpoint.unwrap_or_else(|| addresses[0].to_string());
         let engines: BTreeMap<String, Arc<dyn Engine>> = engines
@@ -136,7 +156,7 @@ impl Server {
         );
         let broker = Arc::new(Broker::new(owner, engines, default_engine, profiles, limits, commit_tokens));
         let authenticator = CurrentAuthenticator::new(Authenticator::new(authentication));
-        Ok(Self { acceptor, authenticator, broker, endpoint, drain_grace, config: running })
+        Ok(Self { acceptor, operations, authenticator, broker, endpoint, drain_notice, drain_grace, config: running })
     }
 
     /// What takes another configuration while it runs.
@@ -150,25 +170,43 @@ impl Server {
         self.acceptor.addresses()
     }
 
-    /// Serves until `shutdown` resolves, then drains and stops.
+    /// Where probes are answered, if anywhere.
+    pub fn operations_address(&self) -> Option<Address> {
+        self.operations.as_ref()?.addresses().into_iter().next()
+    }
+
+    /// Serves until the first of `signals`, then drains and stops; the second hurries.
     ///
     /// # Errors
     /// The transport's.
-    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), transport::Error> {
-        let Self { acceptor, authenticator, broker, endpoint, drain_grace, config: _ } = self;
+    pub async fn run(self, signals: impl Stream<Item = ()>) -> Result<(), transport::Error> {
+        let Self { acceptor, operations, authenticator, broker, endpoint, drain_notice, drain_grace, config: _ } = self;
+        let mut signals = pin!(signals);
         let stop = CancellationToken::new();
         let gate = Gate::new(broker.clone(), authenticator);
-        let (mut readiness, serving) = transport::serve(broker.clone(), gate, endpoint, acceptor, stop.clone()).await;
+        let (mut readiness, serving) =
+            transport::serve(broker.clone(), gate, endpoint, acceptor, operations, stop.clone()).await;
         let mut serving = pin!(serving);
         let stopping = async {
             // Readiness is looked after until the drain begins, and then says no for good.
             let asked = tokio::select! {
-                () = shutdown => None,
+                Some(()) = signals.next() => None,
                 grace = broker.drain_asked() => grace,
                 () = watch_engines(&broker, &mut readiness) => None,
             };
             readiness.set(false).await;
-            broker.drain(asked.map_or(drain_grace, |grace| grace.min(drain_grace))).await;
+            let draining = async {
+                // Who looks at readiness has time to notice, and what is on its way here meanwhile is served.
+                sleep(drain_notice).await;
+                broker.drain(asked.map_or(drain_grace, |grace| grace.min(drain_grace))).await;
+            };
+            tokio::select! {
+                () = draining => {}
+                Some(()) = signals.next() => {
+                    warn!("a second signal: draining without grace");
+                    broker.drain(Duration::ZERO).await;
+                }
+            }
             stop.cancel();
         };
         tokio::select! {

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use futures_util::stream;
 use prost::Message;
 use session_broker::config::Config;
 use session_broker::dev::{self, ThrowAwayPostgres};
@@ -202,7 +203,7 @@ impl Broker {
         let address = server.addresses()[0].to_string();
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();
-        let task = tokio::spawn(async move { server.run(stopped).await.unwrap() });
+        let task = tokio::spawn(async move { server.run(stream::once(stopped)).await.unwrap() });
         Self { address, stop, task: Some(task) }
     }
 

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use humantime::format_duration;
 
-use crate::acceptor::Limits as ConnectionLimits;
+use crate::acceptor::{Address, Limits as ConnectionLimits};
 use crate::broker::commit::CommitTokens;
 use crate::broker::profile::{Limits, Profiles, ReaperMode};
 use crate::identity::Authentication;
@@ -46,6 +46,10 @@ pub struct Config {
     pub authentication: Authentication,
     /// What commit tokens are sealed with; brokers that share it open each other's. `None`: a random one.
     pub commit_token_key: Option<Secret>,
+    /// Where probes are answered, in plain text; `None`: nowhere but where callers are.
+    pub operations: Option<Address>,
+    /// How long the broker goes on as before once it has said that it is not ready.
+    pub drain_notice: Duration,
     /// How long live transactions may take to finish when the broker stops.
     pub drain_grace: Duration,
     /// The limits of sessions.
@@ -110,6 +114,8 @@ impl Config {
         }
         let authentication = authentication::read(&mut root);
         let commit_token_key = commit_token_key(&mut root);
+        let operations = operations(root.section("operations"));
+        let drain_notice = root.duration("drain_notice", Duration::ZERO, Duration::ZERO..=Duration::from_mins(5));
         let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_hours(1));
         let default_engine = root.text("default_engine");
         let (named, engines) = engines(root.section("engines"));
@@ -148,6 +154,8 @@ impl Config {
             default_engine: default_engine?,
             authentication,
             commit_token_key,
+            operations,
+            drain_notice,
             drain_grace,
             profiles,
             limits,
@@ -180,6 +188,19 @@ fn commit_token_key(root: &mut Section<'_>) -> Option<Secret> {
         root.problem(field, &problem);
     }
     Some(Secret::new(key))
+}
+
+/// Where probes are answered. What they are told is nobody's secret: any address will do.
+fn operations(mut section: Section<'_>) -> Option<Address> {
+    let address = section.text("listen").and_then(|text| match text.parse() {
+        Ok(address) => Some(address),
+        Err(error) => {
+            section.problem("listen", &format!("{text:?} {error}"));
+            None
+        }
+    });
+    section.finish();
+    address
 }
 
 fn limits(mut section: Section<'_>) -> (Limits, ConnectionLimits) {
@@ -265,6 +286,8 @@ impl fmt::Display for Config {
             default_engine,
             authentication,
             commit_token_key: _,
+            operations,
+            drain_notice,
             drain_grace,
             profiles,
             limits,
@@ -276,11 +299,15 @@ impl fmt::Display for Config {
             writeln!(f, "endpoint = {endpoint:?}")?;
         }
         writeln!(f, "owner = {owner:?}\ndefault_engine = {default_engine:?}")?;
+        writeln!(f, "drain_notice = \"{}\"", format_duration(*drain_notice))?;
         writeln!(f, "drain_grace = \"{}\"", format_duration(*drain_grace))?;
         write!(f, "{}", authentication::Shown(authentication))?;
         write!(f, "{}", profiles::Shown(profiles))?;
         let Limits { sessions_max, calls_max, tombstones_max, tombstone_ttl, reaper } = limits;
         listen.write_tls(f)?;
+        if let Some(operations) = operations {
+            writeln!(f, "\n[operations]\nlisten = {:?}", operations.to_string())?;
+        }
         writeln!(f, "\n[limits]")?;
         listener::write_limits(f, connections)?;
         writeln!(f, "sessions_max = {sessions_max}\ncalls_max = {calls_max}")?;
@@ -347,6 +374,8 @@ mod tests {
     /// A key of each kind.
     const EVERYTHING: &str = r#"
         listen = ["127.0.0.1:0", "unix:/tmp/broker.sock"]
+        drain_notice = "5s"
+        operations = { listen = "127.0.0.1:0" }
         drain_grace = "5s"
         [engines.main]
         url = "postgresql://u@localhost/db"

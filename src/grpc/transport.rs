@@ -6,7 +6,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::routing::get;
+use futures_util::future::OptionFuture;
+use futures_util::join;
+use http::StatusCode;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tonic_health::ServingStatus;
@@ -35,13 +41,14 @@ pub use tonic::transport::Error;
 /// Tells callers' probes whether to send sessions here.
 pub struct Readiness {
     reporter: HealthReporter,
-    said: Option<bool>,
+    /// For probes that speak HTTP.
+    said: watch::Sender<bool>,
 }
 
 impl Readiness {
     /// Says whether the broker is ready. Said only when it changes: whoever watches hears every word.
     pub async fn set(&mut self, ready: bool) {
-        if self.said.replace(ready) != Some(ready) {
+        if self.said.send_replace(ready) != ready {
             let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
             self.reporter.set_service_status(SERVICE_NAME, status).await;
         }
@@ -50,21 +57,29 @@ impl Readiness {
 
 impl fmt::Debug for Readiness {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Readiness").field("said", &self.said).finish_non_exhaustive()
+        f.debug_struct("Readiness").field("said", &*self.said.borrow()).finish_non_exhaustive()
     }
 }
 
-/// Serves `broker` to whom `acceptor` lets in, until `stop` and then as long as calls are open. Not ready until told so.
+/// Serves `broker` to whom `acceptor` lets in, and probes to whom `operations` does, until `stop` and then as long as calls
+/// are open. Not ready until told so.
 pub async fn serve(
     broker: Arc<Broker>,
     gate: Gate,
     endpoint: String,
     acceptor: Acceptor,
+    operations: Option<Acceptor>,
     stop: CancellationToken,
 ) -> (Readiness, impl Future<Output = Result<(), Error>>) {
     let (reporter, health) = health_reporter();
-    let mut readiness = Readiness { reporter, said: None };
+    let (said, ready) = watch::channel(true);
+    let mut readiness = Readiness { reporter, said };
     readiness.set(false).await;
+    let probed = OptionFuture::from(operations.map(|acceptor| {
+        let routes = operations_routes(Routes::new(health.clone()), ready);
+        let server = limited(acceptor.limits().age_max).accept_http1(true).add_routes(routes);
+        server.serve_with_incoming_shutdown(acceptor.into_stream(), stop.clone().cancelled_owned())
+    }));
     // What may be answered is the profile's to bound.
     let sessions = SessionServiceServer::new(Sessions::new(broker.clone(), endpoint))
         .max_decoding_message_size(REQUEST_BYTES_MAX)
@@ -95,7 +110,22 @@ pub async fn serve(
         .add_service(notifications)
         .add_service(admin)
         .serve_with_incoming_shutdown(acceptor.into_stream(), stop.cancelled_owned());
-    (readiness, serving)
+    let all = async {
+        let (served, probed) = join!(serving, probed);
+        served.and(probed.unwrap_or(Ok(())))
+    };
+    (readiness, all)
+}
+
+/// What the operations port answers: gRPC health checks, and the same for probes that speak HTTP. It tells nothing else, so
+/// it asks nobody who they are.
+fn operations_routes(health: Routes, ready: watch::Receiver<bool>) -> Routes {
+    let readyz = async move || match *ready.borrow() {
+        true => (StatusCode::OK, "ready\n"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+    };
+    let router = health.into_axum_router().route("/healthz", get(async || "alive\n")).route("/readyz", get(readyz));
+    router.fallback(async || StatusCode::NOT_FOUND).into()
 }
 
 impl Connected for Connection {
