@@ -70,6 +70,7 @@ pub mod grpc;
 pub mod config;
 mod random;
 pub mod secret;
+mod seldom;
 pub mod server;
 pub mod telemetry;
 

@@ -91,7 +91,7 @@ impl Reloader {
             }
         }
         if config.authentication != before.authentication {
-            self.authenticator.set(Authenticator::new(config.authentication.clone()));
+            self.authenticator.set(config.authentication.clone());
         }
         let (profiles, principals) = (config.profiles.profiles.len(), config.profiles.principals.len());
         self.config.profiles.clone_from(&config.profiles);

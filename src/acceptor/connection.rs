@@ -102,10 +102,12 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 pub(super) struct Terms {
     pub(super) preface_deadline: Instant,
     pub(super) idle_timeout: Duration,
+    pub(super) end: Instant,
     pub(super) place: OwnedSemaphorePermit,
 }
 
-/// A connection. A read finds its end when it has shown no HTTP/2 preface in time, or has been idle for too long.
+/// A connection. A read finds its end when it has shown no HTTP/2 preface in time, has been idle for too long, or is too
+/// old; a write fails then, also of a peer that takes nothing.
 pub struct Connection {
     transport: Box<dyn Transport>,
     peer: Arc<Peer>,
@@ -114,6 +116,8 @@ pub struct Connection {
     /// at.
     timer: Pin<Box<Sleep>>,
     idle_timeout: Duration,
+    /// When it is closed whatever goes on over it.
+    end: Instant,
     _place: OwnedSemaphorePermit,
 }
 
@@ -132,13 +136,14 @@ impl Connection {
     where
         T: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        let Terms { preface_deadline, idle_timeout, place } = terms;
+        let Terms { preface_deadline, idle_timeout, end, place } = terms;
         Self {
             transport: Box::new(transport),
             peer: Arc::new(peer),
             stage: Stage::Preface { missing: PREFACE_BYTES },
             timer: Box::pin(sleep_until(preface_deadline)),
             idle_timeout,
+            end,
             _place: place,
         }
     }
@@ -162,9 +167,13 @@ impl Connection {
                     ready!(self.timer.as_mut().poll(cx));
                     let now = Instant::now();
                     match self.peer.activity() {
-                        Activity::Calls(_) => self.timer.as_mut().reset(now + self.idle_timeout),
+                        _ if now >= self.end => {
+                            debug!(address = ?self.peer.address, "connection closed: too old");
+                            self.stage = Stage::Closed;
+                        }
+                        Activity::Calls(_) => self.look_again(now + self.idle_timeout),
                         Activity::Idle { since } if since + self.idle_timeout > now => {
-                            self.timer.as_mut().reset(since + self.idle_timeout);
+                            self.look_again(since + self.idle_timeout);
                         }
                         Activity::Idle { since: _ } => {
                             debug!(address = ?self.peer.address, "connection closed: idle");
@@ -176,6 +185,18 @@ impl Connection {
         }
     }
 
+    fn look_again(&mut self, at: Instant) {
+        self.timer.as_mut().reset(at.min(self.end));
+    }
+
+    /// An error when the connection's time is over.
+    fn check_open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.poll_closed(cx) {
+            Poll::Ready(()) => Err(io::ErrorKind::TimedOut.into()),
+            Poll::Pending => Ok(()),
+        }
+    }
+
     /// Notes that so many bytes came.
     fn note_read(&mut self, bytes: usize) {
         if let Stage::Preface { missing } = self.stage {
@@ -184,7 +205,7 @@ impl Connection {
                 self.stage = Stage::Preface { missing };
             } else {
                 self.stage = Stage::Open;
-                self.timer.as_mut().reset(Instant::now() + self.idle_timeout);
+                self.look_again(Instant::now() + self.idle_timeout);
             }
         }
     }
@@ -212,11 +233,15 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().transport).poll_write(cx, buf)
+        let this = self.get_mut();
+        this.check_open(cx)?;
+        Pin::new(&mut this.transport).poll_write(cx, buf)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().transport).poll_flush(cx)
+        let this = self.get_mut();
+        this.check_open(cx)?;
+        Pin::new(&mut this.transport).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -228,7 +253,9 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.get_mut().transport).poll_write_vectored(cx, bufs)
+        let this = self.get_mut();
+        this.check_open(cx)?;
+        Pin::new(&mut this.transport).poll_write_vectored(cx, bufs)
     }
 
     fn is_write_vectored(&self) -> bool {

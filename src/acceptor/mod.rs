@@ -12,7 +12,6 @@ pub use tls::{ClientTrust, Clients, Tls};
 use std::fmt;
 use std::fs::{self, Permissions};
 use std::io;
-use std::mem::take;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -27,6 +26,8 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, error, warn};
+
+use crate::seldom::Seldom;
 
 use connection::Terms;
 use tls::Encryption;
@@ -82,6 +83,9 @@ impl fmt::Display for Address {
     }
 }
 
+/// How long calls may go on over a connection that is too old: as long as a session lives, and its Attach stream.
+const AGE_GRACE: Duration = Duration::from_mins(30);
+
 /// How many connections there may be, and how long they may be of no use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -91,7 +95,7 @@ pub struct Limits {
     pub handshake_timeout: Duration,
     /// How long a connection may stay without a call; not zero.
     pub idle_timeout: Duration,
-    /// How old a connection gets before its peer is asked to make another.
+    /// How old a connection gets before its peer is to be asked to make another. Half an hour later it is closed.
     pub age_max: Duration,
 }
 
@@ -335,7 +339,7 @@ impl Incoming {
     /// Gives what was accepted a place. In plain text it is ready; else the handshake begins.
     fn admit(&mut self, accepted: Accepted) -> Option<Connection> {
         let now = Instant::now();
-        let Limits { connections_max, handshake_timeout, idle_timeout, age_max: _ } = self.limits;
+        let Limits { connections_max, handshake_timeout, idle_timeout, age_max } = self.limits;
         // In a queue, those who only hold places would hold up the others too.
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             if let Some(times) = self.refused.count(now) {
@@ -343,7 +347,8 @@ impl Incoming {
             }
             return None;
         };
-        let terms = Terms { preface_deadline: now + handshake_timeout, idle_timeout, place };
+        let end = now + age_max + AGE_GRACE;
+        let terms = Terms { preface_deadline: now + handshake_timeout, idle_timeout, end, place };
         match (accepted, &self.encryption) {
             (Accepted::Unix(stream), _) => Some(Connection::new(stream, Peer::new(None, None), terms)),
             (Accepted::Tcp(stream, address), None) => {
@@ -384,27 +389,6 @@ async fn handshake(
     };
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first()).cloned();
     Some(Connection::new(stream, Peer::new(Some(address), certificate), terms))
-}
-
-/// Tells of what may happen often, seldom enough for a log.
-#[derive(Debug, Default)]
-struct Seldom {
-    untold: u64,
-    told: Option<Instant>,
-}
-
-impl Seldom {
-    const INTERVAL: Duration = Duration::from_secs(10);
-
-    /// Counts one more; when it is time to tell, how many there are to tell of.
-    fn count(&mut self, now: Instant) -> Option<u64> {
-        self.untold += 1;
-        if self.told.is_some_and(|told| now < told + Self::INTERVAL) {
-            return None;
-        }
-        self.told = Some(now);
-        Some(take(&mut self.untold))
-    }
 }
 
 #[cfg(test)]

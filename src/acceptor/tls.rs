@@ -75,8 +75,10 @@ pub(super) struct Encryption {
 
 struct State {
     config: Arc<ServerConfig>,
-    /// The files before they were last read, whatever came of it.
+    /// The files before they were read.
     versions: Vec<Option<Version>>,
+    /// What was wrong with them the last time, if they have changed since to what cannot be used.
+    refused: Option<String>,
     looked: Instant,
 }
 
@@ -99,7 +101,7 @@ impl Encryption {
         // Before they are read: a change in between is seen the next time.
         let versions = versions(&tls);
         let config = server_config(&tls).map_err(|problem| io::Error::new(io::ErrorKind::InvalidData, problem))?;
-        Ok(Self { tls, state: Mutex::new(State { config: Arc::new(config), versions, looked: now }) })
+        Ok(Self { tls, state: Mutex::new(State { config: Arc::new(config), versions, refused: None, looked: now }) })
     }
 
     /// What a handshake that begins now goes by. May read files: not to be called where nothing may block.
@@ -120,14 +122,18 @@ impl Encryption {
         if versions == state.versions {
             return;
         }
-        state.versions = versions;
         let certificate = self.tls.certificate.display();
         match server_config(&self.tls) {
             Ok(config) => {
-                state.config = Arc::new(config);
+                (state.config, state.versions, state.refused) = (Arc::new(config), versions, None);
                 info!(%certificate, "TLS files reloaded");
             }
-            Err(problem) => error!(%certificate, %problem, "TLS files refused: those before stay in effect"),
+            // Tried again at the next look: what is in the way may pass without a change of the files.
+            Err(problem) if state.refused.as_ref() == Some(&problem) => {}
+            Err(problem) => {
+                error!(%certificate, %problem, "TLS files refused: those before stay in effect");
+                state.refused = Some(problem);
+            }
         }
     }
 }

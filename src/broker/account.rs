@@ -26,6 +26,7 @@ pub(super) struct Account {
     sessions: AtomicUsize,
     transactions: AtomicUsize,
     calls: AtomicUsize,
+    listeners: AtomicUsize,
     /// When the calls that have come would be through, were they to come at their rate.
     paid_until: Mutex<Option<Instant>>,
 }
@@ -36,6 +37,7 @@ pub(super) enum Resource {
     Session,
     Transaction,
     Call,
+    Listener,
 }
 
 /// A part of what its principal may take.
@@ -86,6 +88,7 @@ impl Account {
             Resource::Session => &self.sessions,
             Resource::Transaction => &self.transactions,
             Resource::Call => &self.calls,
+            Resource::Listener => &self.listeners,
         }
     }
 }

@@ -136,6 +136,9 @@ pub enum Exhausted {
     /// The broker's calls.
     #[error("the broker has its maximum of {0} calls at work")]
     Calls(usize),
+    /// What is on its way to the broker, in mebibytes.
+    #[error("the broker receives its maximum of {0} MiB of requests at a time")]
+    Requests(usize),
     /// The caller's sessions.
     #[error("the principal has its maximum of {0} sessions")]
     PrincipalSessions(usize),
@@ -145,6 +148,9 @@ pub enum Exhausted {
     /// The caller's calls.
     #[error("the principal has its maximum of {0} calls at work")]
     PrincipalCalls(usize),
+    /// The caller's listeners.
+    #[error("the principal has its maximum of {0} listeners")]
+    PrincipalListeners(usize),
     /// The rate of the caller's calls.
     #[error("the principal calls more often than its {0} times a second")]
     PrincipalCallRate(u32),

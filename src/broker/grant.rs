@@ -34,8 +34,10 @@ pub struct Quotas {
     pub sessions_max: Option<usize>,
     /// Open transactions, and those that wait for a connection.
     pub transactions_max: Option<usize>,
-    /// Calls that wait for their answer; a stream until it begins.
+    /// Calls until their answer has been taken; a stream until it begins.
     pub calls_max: Option<usize>,
+    /// Open streams of notifications.
+    pub listeners_max: Option<usize>,
     /// Calls a second, a second's worth of which may come at once.
     pub calls_per_second: Option<NonZeroU32>,
 }

@@ -37,11 +37,11 @@ mod terms;
 mod transaction;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -86,8 +86,6 @@ pub struct Broker {
     owner: Arc<str>,
     engines: BTreeMap<String, Arc<dyn Engine>>,
     default_engine: String,
-    /// What sessions begin by, now.
-    offers: RwLock<Arc<Offers>>,
     _reaper: AbortOnDropHandle<()>,
     shared: Arc<Shared>,
 }
@@ -112,6 +110,8 @@ struct Shared {
     draining: AtomicBool,
     /// Cancelled when draining begins, for streams that no session ends.
     stopping: CancellationToken,
+    /// What sessions begin by, now, and who may do what.
+    offers: watch::Sender<Arc<Offers>>,
     /// Set when an operator has asked for the broker to be drained: within that grace, if one was named.
     drain_asked: SetOnce<Option<Duration>>,
     reaper_mode: ReaperMode,
@@ -183,8 +183,7 @@ pub struct Repeatable {
 /// A call that was let in.
 #[derive(Debug)]
 pub struct Admitted {
-    _taken: Taken,
-    _room: OwnedSemaphorePermit,
+    _taken: Option<(Taken, OwnedSemaphorePermit)>,
 }
 
 /// A session as granted.
@@ -225,28 +224,28 @@ impl Broker {
             transactions: TaskTracker::new(),
             draining: AtomicBool::new(false),
             stopping: CancellationToken::new(),
+            offers: watch::Sender::new(Arc::new(Offers::new(profiles))),
             drain_asked: SetOnce::new(),
         });
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
         let reaper = AbortOnDropHandle::new(reaper);
-        Self {
-            owner: owner.into(),
-            engines,
-            default_engine,
-            offers: RwLock::new(Arc::new(Offers::new(profiles))),
-            _reaper: reaper,
-            shared,
-        }
+        Self { owner: owner.into(), engines, default_engine, _reaper: reaper, shared }
     }
 
-    /// From now on sessions begin by these profiles; those that have begun keep theirs.
+    /// From now on sessions begin by these profiles; those that have begun keep theirs, but for those of principals that may
+    /// do nothing any more: they end.
     ///
     /// # Panics
     /// When a principal's profile is not among them.
     pub fn set_profiles(&self, profiles: Profiles) {
         let offers = Arc::new(Offers::new(profiles));
-        *self.offers.write().unwrap_or_else(PoisonError::into_inner) = offers;
+        self.shared.offers.send_replace(offers.clone());
+        for session in self.shared.registry.sessions() {
+            if offers.grant(session.principal()).is_err() {
+                session.end(EndReason::Terminated);
+            }
+        }
     }
 
     /// Lets a call in, until the answer is dropped.
@@ -265,8 +264,16 @@ impl Broker {
             Some(rate) if !account.pay(Instant::now(), rate) => {
                 Err(Error::Exhausted(Exhausted::PrincipalCallRate(rate.get())))
             }
-            _ => Ok(Admitted { _taken: taken, _room: room }),
+            _ => Ok(Admitted { _taken: Some((taken, room)) }),
         }
+    }
+
+    /// Lets a call in whatever else is at work: one that gives back what is held, or an operator's.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] when the principal may do nothing.
+    pub fn admit_spared(&self, principal: &Principal) -> Result<Admitted, Error> {
+        self.offers().grant(principal).map(|_| Admitted { _taken: None })
     }
 
     /// Whether the principal may make an operator's calls.
@@ -346,7 +353,7 @@ impl Broker {
     }
 
     fn offers(&self) -> Arc<Offers> {
-        self.offers.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.shared.offers.borrow().clone()
     }
 
     /// The session a token opens, live or ended: every call on it says which.

@@ -8,11 +8,14 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::account::{Resource, Taken};
 use super::engine::{Notifications, check_name};
-use super::error::Error;
+use super::error::{Error, Exhausted};
 use super::principal::Principal;
+use super::terms::Offers;
 use super::{BeginSession, Broker};
 
 /// The most channels of one listener: one for each kind of news that a program follows, and room to grow. What is about
@@ -86,6 +89,11 @@ pub struct Listen {
 
 /// A caller that listens. Dropped, it listens no more.
 pub struct Listener {
+    principal: Principal,
+    /// Who may do what.
+    offers: watch::Receiver<Arc<Offers>>,
+    /// Its place among its principal's.
+    _taken: Taken,
     notifications: Box<dyn Notifications>,
     /// Cancelled when the broker stops.
     stopping: CancellationToken,
@@ -105,13 +113,17 @@ impl Broker {
         let begin = BeginSession { engine, profile, ..BeginSession::default() };
         let (_, engine) = self.offered(principal, &begin)?;
         let channels = check(&channels)?;
+        let mut offers = self.shared.offers.subscribe();
+        let max = offers.borrow_and_update().grant(principal)?.quotas.listeners_max;
+        let taken = self.shared.accounts.of(principal).take(Resource::Listener, max);
+        let taken = taken.ok_or(Error::Exhausted(Exhausted::PrincipalListeners(max.unwrap_or_default())))?;
         let stopping = self.shared.stopping.clone();
         let notifications = tokio::select! {
             biased;
             () = stopping.cancelled() => return Err(Error::Draining),
             listening = engine.listen(channels) => listening.map_err(|error| error.into_error(engine.name()))?,
         };
-        Ok(Listener { notifications, stopping })
+        Ok(Listener { principal: principal.clone(), offers, _taken: taken, notifications, stopping })
     }
 }
 
@@ -119,15 +131,21 @@ impl Listener {
     /// Waits for the next event.
     ///
     /// # Errors
-    /// [`Error::Draining`] once the broker stops: nothing follows.
+    /// [`Error::Draining`] once the broker stops, [`Error::Forbidden`] once the principal may do nothing any more: nothing
+    /// follows.
     ///
     /// # Cancel safety
     /// Dropping the future loses no event.
     pub async fn next(&mut self) -> Result<ListenEvent, Error> {
-        tokio::select! {
-            biased;
-            () = self.stopping.cancelled() => Err(Error::Draining),
-            event = self.notifications.next() => Ok(event),
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stopping.cancelled() => return Err(Error::Draining),
+                Ok(()) = self.offers.changed() => {
+                    self.offers.borrow_and_update().grant(&self.principal)?;
+                }
+                event = self.notifications.next() => return Ok(event),
+            }
         }
     }
 }

@@ -106,11 +106,12 @@ fn has_engine(profile: &Profile, engine: &str) -> bool {
 }
 
 fn show_quotas(f: &mut Formatter<'_>, quotas: &Quotas) -> fmt::Result {
-    let Quotas { sessions_max, transactions_max, calls_max, calls_per_second } = quotas;
+    let Quotas { sessions_max, transactions_max, calls_max, listeners_max, calls_per_second } = quotas;
     let count = |count: &Option<usize>| count.map_or_else(|| "as many as there are".to_owned(), |max| max.to_string());
     writeln!(f, "    sessions: {}", count(sessions_max))?;
     writeln!(f, "    open transactions: {}", count(transactions_max))?;
     writeln!(f, "    calls at work: {}", count(calls_max))?;
+    writeln!(f, "    listeners: {}", count(listeners_max))?;
     let rate = calls_per_second.map_or_else(|| "no limit".to_owned(), |rate| rate.to_string());
     writeln!(f, "    calls a second: {rate}")
 }

@@ -61,6 +61,7 @@ pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConf
 fn usual_quotas(principal: &str, limits: &Limits) -> Quotas {
     /// As with a pool, of the callers that may wait for it.
     const TRANSACTIONS_MAX: usize = 400;
+    const LISTENERS_MAX: usize = 400;
     if principal == Principal::anonymous().name() {
         return Quotas::default();
     }
@@ -68,6 +69,8 @@ fn usual_quotas(principal: &str, limits: &Limits) -> Quotas {
         sessions_max: Some((limits.sessions_max * 2 / 5).max(1)),
         transactions_max: Some(TRANSACTIONS_MAX),
         calls_max: Some((limits.calls_max * 2 / 5).max(1)),
+        // As of the listeners that an engine has.
+        listeners_max: Some(LISTENERS_MAX),
         // How much a call may cost is bounded by the others; how often is the operator's to say.
         calls_per_second: None,
     }
@@ -87,11 +90,15 @@ fn grant(mut section: Section<'_>, profiles: &BTreeMap<String, Profile>, usual: 
     let mut count = |key: &str, usual: Option<usize>| section.optional_number(key, COUNTS).or(usual);
     let (sessions_max, transactions_max) =
         (count("sessions_max", usual.sessions_max), count("transactions_max", usual.transactions_max));
-    let calls_max = count("calls_max", usual.calls_max);
+    let (calls_max, listeners_max) = (count("calls_max", usual.calls_max), count("listeners_max", usual.listeners_max));
     let rate: Option<u32> = section.optional_number("calls_per_second", 1..=1_000_000);
     let calls_per_second = rate.and_then(NonZeroU32::new).or(usual.calls_per_second);
     section.finish();
-    Grant { profiles: own, admin, quotas: Quotas { sessions_max, transactions_max, calls_max, calls_per_second } }
+    Grant {
+        profiles: own,
+        admin,
+        quotas: Quotas { sessions_max, transactions_max, calls_max, listeners_max, calls_per_second },
+    }
 }
 
 fn profile(mut section: Section<'_>, base: &Profile, engines: &BTreeMap<String, EngineConfig>) -> Profile {
@@ -208,11 +215,14 @@ impl Display for Shown<'_> {
 
 fn show_grant(f: &mut fmt::Formatter<'_>, name: &str, grant: &Grant) -> fmt::Result {
     let Grant { profiles, admin, quotas } = grant;
-    let Quotas { sessions_max, transactions_max, calls_max, calls_per_second } = quotas;
+    let Quotas { sessions_max, transactions_max, calls_max, listeners_max, calls_per_second } = quotas;
     writeln!(f, "\n[principals.{name}]\nprofiles = {profiles:?}\nadmin = {admin}")?;
-    for (key, count) in
-        [("sessions_max", sessions_max), ("transactions_max", transactions_max), ("calls_max", calls_max)]
-    {
+    for (key, count) in [
+        ("sessions_max", sessions_max),
+        ("transactions_max", transactions_max),
+        ("calls_max", calls_max),
+        ("listeners_max", listeners_max),
+    ] {
         if let Some(count) = count {
             writeln!(f, "{key} = {count}")?;
         }

@@ -5,8 +5,10 @@
 use std::sync::Arc;
 
 use futures_util::stream::{self, BoxStream, StreamExt};
+use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::gate::ARRIVAL_TIMEOUT;
 use super::pb;
 use super::pb::bulk_service_server::BulkService;
 use super::service::{checked, grpc_deadline};
@@ -51,7 +53,9 @@ impl BulkService for Bulk {
         let principal = auth::principal(&request)?;
         let (metadata, _, mut parts) = request.into_parts();
         let refused = |problem: &str| Error::invalid("target", problem);
-        let Some(pb::CopyInRequest { part: Some(Part::Target(target)) }) = parts.message().await? else {
+        let first = timeout(ARRIVAL_TIMEOUT, parts.message()).await;
+        let first = first.map_err(|_| status::from_error(refused("took too long to arrive")))??;
+        let Some(pb::CopyInRequest { part: Some(Part::Target(target)) }) = first else {
             return Err(status::from_error(refused("must be the first message: it says where the data goes")));
         };
         let (whose, copy) = convert::copy_in(target, grpc_deadline(&metadata)).map_err(status::from_error)?;

@@ -6,8 +6,8 @@
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +16,8 @@ use futures_util::future::BoxFuture;
 use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Sleep, sleep};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, Sleep, sleep_until};
 use tonic::Status;
 use tonic::body::Body;
 use tower_layer::Layer;
@@ -27,19 +28,43 @@ use tracing::info;
 use super::status;
 use crate::acceptor::{OpenCall, Peer};
 use crate::broker::admin::AUDIT;
-use crate::broker::error::Error;
+use crate::broker::error::{Error, Exhausted};
 use crate::broker::principal::Principal;
 use crate::broker::{Admitted, Broker};
 use crate::identity::CurrentAuthenticator;
+use crate::seldom::Seldom;
 
-/// How long a request may take to go on arriving. What a caller has to send it has, and a slow line moves meanwhile.
-const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a request may take to arrive: the largest comes in it at five megabits a second.
+pub(super) const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How much of requests may be on its way at a time, all together: thirty-two of the largest.
+const ARRIVING_KIB_MAX: usize = 512 * 1024;
+
+/// How much of an answer is handed on at a time. A caller that takes none of it holds back the rest here, where its call is
+/// still counted.
+const PIECE_BYTES: usize = 64 * 1024;
 
 /// The one call whose request may pause: its caller sends what others give it.
 const COPY_IN: &str = "/sessionbroker.v1.BulkService/CopyIn";
 
-/// The call whose refusals the audit log has.
+/// Whose answers go on: they are counted until they begin, and their sessions and listeners from there on.
+const STREAMS: [&str; 4] = [
+    "/sessionbroker.v1.BulkService/CopyOut",
+    "/sessionbroker.v1.NotificationService/Listen",
+    "/sessionbroker.v1.SessionService/Attach",
+    "/sessionbroker.v1.SessionService/ExecuteStream",
+];
+
+/// The calls whose refusals the audit log has.
 const BEGIN_SESSION: &str = "/sessionbroker.v1.SessionService/BeginSession";
+const OPERATORS: &str = "/sessionbroker.v1.AdminService/";
+
+/// Those that give back what is held. They are let in whatever else is at work.
+const GIVING_BACK: [&str; 3] = [
+    "/sessionbroker.v1.SessionService/Cancel",
+    "/sessionbroker.v1.SessionService/Close",
+    "/sessionbroker.v1.SessionService/Rollback",
+];
 
 /// Whose calls need no principal.
 const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
@@ -49,12 +74,16 @@ const OPEN_TO_ALL: &str = "/grpc.health.v1.Health/";
 pub struct Gate {
     broker: Arc<Broker>,
     authenticator: CurrentAuthenticator,
+    /// Room for what is on its way.
+    arriving: Arc<Semaphore>,
+    strangers: Arc<Mutex<Seldom>>,
 }
 
 impl Gate {
     /// The gate of `broker`.
     pub fn new(broker: Arc<Broker>, authenticator: CurrentAuthenticator) -> Self {
-        Self { broker, authenticator }
+        let (arriving, strangers) = (Arc::new(Semaphore::new(ARRIVING_KIB_MAX)), Arc::default());
+        Self { broker, authenticator, arriving, strangers }
     }
 
     async fn admit(
@@ -64,17 +93,38 @@ impl Gate {
         headers: &HeaderMap,
     ) -> Result<(Principal, Admitted), Status> {
         let refused = |principal: Option<&Principal>, error: Error| {
-            if path == BEGIN_SESSION {
-                let (principal, address) = (principal.map(display), peer.and_then(Peer::address).map(display));
-                let reason = status::reason(&error);
-                info!(target: AUDIT, event = "session.refused", principal, address, reason, "session refused");
-            }
+            self.note_refusal(peer, path, principal, &error);
             status::from_error(error)
         };
         let principal = self.authenticate(peer, headers).await.map_err(|error| refused(None, error))?;
-        match self.broker.admit(&principal) {
+        let is_spared = path.starts_with(OPERATORS) || GIVING_BACK.contains(&path);
+        let admitted = if is_spared { self.broker.admit_spared(&principal) } else { self.broker.admit(&principal) };
+        match admitted {
             Ok(admitted) => Ok((principal, admitted)),
             Err(error) => Err(refused(Some(&principal), error)),
+        }
+    }
+
+    fn note_refusal(&self, peer: Option<&Peer>, path: &str, principal: Option<&Principal>, error: &Error) {
+        let rpc = path.strip_prefix(OPERATORS);
+        if path != BEGIN_SESSION && rpc.is_none() {
+            return;
+        }
+        // Anybody can make these lines.
+        let times = match principal {
+            Some(_) => Some(1),
+            None => self.strangers.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now()),
+        };
+        let Some(times) = times else { return };
+        let (principal, address) = (principal.map(display), peer.and_then(Peer::address).map(display));
+        let reason = status::reason(error);
+        match rpc {
+            Some(rpc) => {
+                info!(target: AUDIT, rpc, principal, address, allowed = false, reason, times, "operator's call");
+            }
+            None => {
+                info!(target: AUDIT, event = "session.refused", principal, address, reason, times, "session refused");
+            }
         }
     }
 
@@ -141,26 +191,66 @@ where
                     Err(status) => return Ok(status.into_http()),
                 }
             };
-            let goes_on = request.uri().path() == COPY_IN;
-            let request = request.map(|body| Body::new(Arriving { body, goes_on, patience: None }));
+            let path = request.uri().path();
+            let is_stream = STREAMS.contains(&path);
+            let arrival = (path != COPY_IN).then(|| Arrival::new(gate.arriving));
+            let request = request.map(|body| Body::new(Arriving { body, arrival }));
             let response = match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
                 Ok(response) => response?,
                 Err(_) => return Ok(status::from_error(Error::internal("a call panicked")).into_http()),
             };
-            // Its answer has begun: what it took is another call's to take.
-            drop(admitted);
-            Ok(response.map(|body| Body::new(Answering { body, _open_call: open_call })))
+            let admitted = admitted.filter(|_| !is_stream);
+            let rest = Bytes::new();
+            Ok(response.map(|body| Body::new(Answering { body, rest, _admitted: admitted, _open_call: open_call })))
         })
     }
 }
 
-/// A request on its way. It fails when it stops arriving.
+/// A request on its way.
 struct Arriving {
     body: Body,
-    /// It has begun, and may take its time from here on: its caller sends what others give it.
-    goes_on: bool,
-    /// Set while nothing arrives.
+    /// `None` for one that may take its time: its caller sends what others give it.
+    arrival: Option<Arrival>,
+}
+
+/// The bounds of a request's arrival.
+struct Arrival {
+    deadline: Instant,
+    /// Set while it is waited for.
     patience: Option<Pin<Box<Sleep>>>,
+    arriving: Arc<Semaphore>,
+    /// The room that it takes.
+    room: Option<OwnedSemaphorePermit>,
+}
+
+impl Arrival {
+    fn new(arriving: Arc<Semaphore>) -> Self {
+        Self { deadline: Instant::now() + ARRIVAL_TIMEOUT, patience: None, arriving, room: None }
+    }
+
+    /// Ready when it has taken too long.
+    fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Status> {
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep_until(self.deadline)));
+        patience.as_mut().poll(context).map(|()| {
+            let problem = format!("took too long to arrive: more than {} s", ARRIVAL_TIMEOUT.as_secs());
+            status::from_error(Error::invalid("request", problem))
+        })
+    }
+
+    /// Finds room for what has come.
+    fn take(&mut self, bytes: usize) -> Result<(), Status> {
+        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let room = self
+            .arriving
+            .clone()
+            .try_acquire_many_owned(kib)
+            .map_err(|_| status::from_error(Error::Exhausted(Exhausted::Requests(ARRIVING_KIB_MAX / 1024))))?;
+        match &mut self.room {
+            None => self.room = Some(room),
+            Some(taken) => taken.merge(room),
+        }
+        Ok(())
+    }
 }
 
 impl HttpBody for Arriving {
@@ -168,20 +258,17 @@ impl HttpBody for Arriving {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let this = &mut *self;
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
-            this.patience = None;
-            return Poll::Ready(frame);
+        let Self { body, arrival } = &mut *self;
+        let frame = Pin::new(body).poll_frame(context);
+        let Some(arrival) = arrival else { return frame };
+        match frame {
+            Poll::Pending => arrival.poll_late(context).map(|late| Some(Err(late))),
+            Poll::Ready(Some(Ok(frame))) => {
+                let taken = arrival.take(frame.data_ref().map_or(0, Bytes::len));
+                Poll::Ready(Some(taken.map(|()| frame)))
+            }
+            over => over,
         }
-        if this.goes_on {
-            return Poll::Pending;
-        }
-        let patience = this.patience.get_or_insert_with(|| Box::pin(sleep(ARRIVAL_TIMEOUT)));
-        patience.as_mut().poll(context).map(|()| {
-            let seconds = ARRIVAL_TIMEOUT.as_secs();
-            let problem = format!("stopped arriving: nothing of it came for {seconds} s");
-            Some(Err(status::from_error(Error::invalid("request", problem))))
-        })
     }
 
     fn is_end_stream(&self) -> bool {
@@ -193,9 +280,12 @@ impl HttpBody for Arriving {
     }
 }
 
-/// An answer on its way. Its connection is in use for as long.
+/// An answer on its way, piece by piece. Its connection is in use for as long, and its call is at work.
 struct Answering {
     body: Body,
+    /// Of a part that is handed on.
+    rest: Bytes,
+    _admitted: Option<Admitted>,
     _open_call: Option<OpenCall>,
 }
 
@@ -204,14 +294,22 @@ impl HttpBody for Answering {
     type Error = Status;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        Pin::new(&mut self.body).poll_frame(context)
+        if self.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(context)) {
+                Some(Ok(frame)) => frame,
+                over => return Poll::Ready(over),
+            };
+            match frame.into_data() {
+                Ok(data) if data.len() > PIECE_BYTES => self.rest = data,
+                Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let length = self.rest.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(length)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 }

@@ -45,11 +45,14 @@ fn lookup(error: &Error) -> Row {
         Error::SessionEnded(_) => row(Code::Aborted, "SESSION_ENDED", Scope::Session),
         Error::Draining => row(Code::Unavailable, "DRAINING", Scope::Call),
         Error::Exhausted(Exhausted::Sessions(_)) => row(Code::ResourceExhausted, "SESSIONS_EXHAUSTED", Scope::Call),
-        Error::Exhausted(Exhausted::Calls(_)) => row(Code::ResourceExhausted, "CALLS_EXHAUSTED", Scope::Call),
+        Error::Exhausted(Exhausted::Calls(_) | Exhausted::Requests(_)) => {
+            row(Code::ResourceExhausted, "CALLS_EXHAUSTED", Scope::Call)
+        }
         Error::Exhausted(
             Exhausted::PrincipalSessions(_)
             | Exhausted::PrincipalTransactions(_)
             | Exhausted::PrincipalCalls(_)
+            | Exhausted::PrincipalListeners(_)
             | Exhausted::PrincipalCallRate(_),
         ) => row(Code::ResourceExhausted, "QUOTA_EXHAUSTED", Scope::Call),
         Error::Exhausted(Exhausted::SessionQueue(_)) => row(Code::ResourceExhausted, "SESSION_QUEUE_FULL", Scope::Call),
@@ -236,6 +239,8 @@ fn error_detail(error: &Error) -> Option<Any> {
             let subject = match limit {
                 Exhausted::Sessions(_) => "limits.sessions_max",
                 Exhausted::Calls(_) => "limits.calls_max",
+                Exhausted::Requests(_) => "limits.requests",
+                Exhausted::PrincipalListeners(_) => "principals.listeners_max",
                 Exhausted::PrincipalSessions(_) => "principals.sessions_max",
                 Exhausted::PrincipalTransactions(_) => "principals.transactions_max",
                 Exhausted::PrincipalCalls(_) => "principals.calls_max",
@@ -325,6 +330,8 @@ mod tests {
             Error::Draining,
             Error::Exhausted(Exhausted::Sessions(1)),
             Error::Exhausted(Exhausted::Calls(1)),
+            Error::Exhausted(Exhausted::Requests(1)),
+            Error::Exhausted(Exhausted::PrincipalListeners(1)),
             Error::Exhausted(Exhausted::PrincipalSessions(1)),
             Error::Exhausted(Exhausted::PrincipalTransactions(1)),
             Error::Exhausted(Exhausted::PrincipalCalls(1)),
@@ -368,6 +375,8 @@ mod tests {
             | Error::Exhausted(
                 Exhausted::Sessions(_)
                 | Exhausted::Calls(_)
+                | Exhausted::Requests(_)
+                | Exhausted::PrincipalListeners(_)
                 | Exhausted::PrincipalSessions(_)
                 | Exhausted::PrincipalTransactions(_)
                 | Exhausted::PrincipalCalls(_)

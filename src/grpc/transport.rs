@@ -35,6 +35,9 @@ use crate::broker::Broker;
 /// The largest request: room for the longest SQL and parameters of a few mebibytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// The largest request of a probe: a service's name.
+const PROBE_BYTES_MAX: usize = 1024;
+
 /// What the transport failed with.
 pub use tonic::transport::Error;
 
@@ -72,6 +75,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> (Readiness, impl Future<Output = Result<(), Error>>) {
     let (reporter, health) = health_reporter();
+    let health = health.max_decoding_message_size(PROBE_BYTES_MAX);
     let (said, ready) = watch::channel(true);
     let mut readiness = Readiness { reporter, said };
     readiness.set(false).await;
@@ -147,8 +151,6 @@ fn limited(age_max: Duration) -> Server {
     /// A caller whose machine vanished is noticed within both; its statement is stopped then, and its stream gone.
     const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
     const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
-    /// How long calls may go on over a connection that is too old: as long as a session lives, and its Attach stream.
-    const AGE_GRACE: Duration = Duration::from_mins(30);
 
     Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
@@ -158,5 +160,4 @@ fn limited(age_max: Duration) -> Server {
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .max_connection_age(age_max)
-        .max_connection_age_grace(AGE_GRACE)
 }

@@ -122,7 +122,7 @@ pub struct Authenticator {
     anonymous: bool,
     certificate: Option<CertificateName>,
     tokens: StaticTokens,
-    jwt: Option<JwtVerifier>,
+    jwt: Option<(JwtOptions, Arc<JwtVerifier>)>,
 }
 
 /// The authenticator in effect, which can be exchanged while calls come.
@@ -140,9 +140,10 @@ impl CurrentAuthenticator {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Puts another into effect.
-    pub fn set(&self, authenticator: Authenticator) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(authenticator);
+    /// Puts another into effect. It keeps the keys of an issuer that is believed as before.
+    pub fn set(&self, authentication: Authentication) {
+        let authenticator = Arc::new(Authenticator::succeeding(Some(&self.get()), authentication));
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = authenticator;
     }
 }
 
@@ -150,8 +151,17 @@ impl Authenticator {
     /// Call it on a tokio runtime: with JWTs it starts the task that keeps their keys fresh, which ends with it. It
     /// does not wait for the keys; who comes before them does.
     pub fn new(authentication: Authentication) -> Self {
+        Self::succeeding(None, authentication)
+    }
+
+    fn succeeding(before: Option<&Self>, authentication: Authentication) -> Self {
         let Authentication { anonymous, certificate, tokens, jwt } = authentication;
-        Self { anonymous, certificate, tokens: StaticTokens::new(tokens), jwt: jwt.map(JwtVerifier::new) }
+        let before = before.and_then(|before| before.jwt.as_ref());
+        let jwt = jwt.map(|options| match before {
+            Some((same, verifier)) if *same == options => (options, verifier.clone()),
+            _ => (options.clone(), Arc::new(JwtVerifier::new(options))),
+        });
+        Self { anonymous, certificate, tokens: StaticTokens::new(tokens), jwt }
     }
 
     /// Who shows this: the certificate that the connection was made with, once it is verified, and the `Authorization`
@@ -170,7 +180,7 @@ impl Authenticator {
         if let Some(authorization) = authorization {
             let token = bearer_token(authorization)?;
             return match &self.jwt {
-                Some(jwt) if jwt::is_compact(token) => jwt.principal(token).await,
+                Some((_, jwt)) if jwt::is_compact(token) => jwt.principal(token).await,
                 _ => self.tokens.principal(token).ok_or(Unauthenticated::UnknownToken),
             };
         }
