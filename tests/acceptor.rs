@@ -502,6 +502,45 @@ async fn a_connection_is_not_idle_while_a_call_is_open() {
 }
 
 #[tokio::test]
+async fn a_connection_that_is_too_old_is_closed_whatever_goes_on_over_it() {
+    let mut listening = Listening::plain(Limits::default()).await;
+    let mut client = listening.connect().await;
+    let mut connection = listening.next().await;
+    show_preface(&mut client, &mut connection).await;
+    let _call = connection.peer().begin_call();
+    for _ in 0..8 {
+        pass(11 * MINUTE).await;
+        send(&mut client, &mut connection, b"more").await;
+        connection.write_all(b"an answer").await.unwrap();
+    }
+    // An hour, and half an hour for what had begun.
+    pass(3 * MINUTE).await;
+    assert_eq!(connection.write_all(b"an answer").await.unwrap_err().kind(), io::ErrorKind::TimedOut);
+    assert_eq!(read_for(connection, Duration::ZERO).await, 0);
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_nothing_is_closed_when_its_time_is_over() {
+    let mut listening = Listening::plain(Limits::default()).await;
+    let mut client = listening.connect().await;
+    let mut connection = listening.next().await;
+    show_preface(&mut client, &mut connection).await;
+    let writing = async {
+        loop {
+            if let Err(error) = connection.write_all(&[0; 64 * 1024]).await {
+                return error;
+            }
+        }
+    };
+    let mut writing = pin!(writing);
+    // Until the system's buffers are full.
+    assert!(timeout(Duration::from_millis(300), &mut writing).await.is_err());
+    pass(11 * MINUTE).await;
+    assert_eq!(writing.await.kind(), io::ErrorKind::TimedOut);
+    drop(client);
+}
+
+#[tokio::test]
 async fn a_connection_beyond_the_limit_is_closed_at_once() {
     let limits = Limits { connections_max: 1, ..Limits::default() };
     let mut listening = Listening::plain(limits).await;

@@ -20,11 +20,12 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::command_line::Program;
-use crate::support::{Broker, Database, first_row, int, seconds, until};
+use crate::support::{Broker, Database, Failure, Session, first_row, int, seconds, until};
 use crate::trust::{Site, call, message, rpcs};
 
 const EXECUTE: &str = "/sessionbroker.v1.SessionService/Execute";
 const BEGIN_SESSION: &str = "/sessionbroker.v1.SessionService/BeginSession";
+const HEALTH: &str = "/grpc.health.v1.Health/Check";
 const KEEP_ALIVE: &str = "/sessionbroker.v1.SessionService/KeepAlive";
 
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -334,10 +335,37 @@ async fn a_thousand_calls_that_send_nothing_hold_nobody_up_and_are_ended() {
     for mut wire in silent_calls(&broker.address).await {
         ends.spawn(async move { wire.over(streams(250)).await });
     }
+    // Those that send a little now and then have no more time.
+    for path in [EXECUTE, HEALTH] {
+        let mut wire = Wire::open(&broker.address).await;
+        wire.send(&frame(HEADERS, END_HEADERS, 1, &call_headers(path))).await;
+        wire.send(&frame(DATA, 0, 1, &[0, 0, 0, 1, 0])).await;
+        ends.spawn(async move {
+            while timeout(Duration::from_secs(1), wire.over(streams(1))).await.is_err() {
+                wire.send(&frame(DATA, 0, 1, b"x")).await;
+            }
+        });
+    }
     others_work(&broker).await;
     assert!(ends.try_join_next().is_none(), "their time is not over");
     timeout(PATIENCE, ends.join_all()).await.expect("all of them end");
     bounded.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_not_taken_is_a_call_at_work() {
+    const NO_WINDOW: [u8; 6] = [0, 4, 0, 0, 0, 0];
+
+    let database = Database::create();
+    let broker = Program::serve(&database.url(), "[principals.anonymous]\ncalls_max = 2");
+    let begin = async || Session::begin(broker.client(), pb::BeginSessionRequest::default()).await;
+    let mut wire = Wire::open_with(&broker.address, &NO_WINDOW).await;
+    for stream in [1, 3] {
+        wire.send(&call_frames(stream, BEGIN_SESSION, &pb::BeginSessionRequest::default())).await;
+    }
+    until(async || begin().await.is_err_and(|status| Failure::from(status).reason == "QUOTA_EXHAUSTED")).await;
+    drop(wire);
+    until(async || begin().await.is_ok()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -26,6 +26,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::admin_service_client::AdminServiceClient;
+use session_broker::grpc::pb::notification_service_client::NotificationServiceClient;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use session_broker::identity::TokenDigest;
 use tempfile::TempDir;
@@ -773,12 +774,19 @@ async fn a_principal_or_a_token_that_a_reload_has_removed_is_good_for_nothing_an
     let [billing, shipping] = [BILLING, SHIPPING].map(|token| Caller::bearing(broker.channel(), token));
     let session = billing.begin().await.unwrap();
     billing.execute(&session, UPDATE).await.unwrap();
+    let channels = pb::ListenRequest { channels: vec!["news".into()], ..Default::default() };
+    let mut notifications = NotificationServiceClient::new(broker.channel());
+    let mut heard = notifications.listen(billing.request(channels)).await.unwrap().into_inner();
+    assert!(heard.message().await.unwrap().is_some());
     configure(&tokens(), "[principals.shipping]\n");
     broker.signal("HUP");
     until(async || billing.keep_alive(&session).await.is_err()).await;
     forbidden(billing.keep_alive(&session).await.unwrap_err());
     forbidden(billing.commit(&session).await.unwrap_err());
     forbidden(billing.begin().await.unwrap_err());
+    // What had begun ends too.
+    forbidden(heard.message().await.unwrap_err());
+    until(async || database.open_transactions() == "0").await;
     let session = shipping.begin().await.unwrap();
     let another = TokenDigest::of("sbt_another").to_string();
     configure(&tokens().replace(&TokenDigest::of(SHIPPING).to_string(), &another), "[principals.shipping]\n");

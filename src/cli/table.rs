@@ -50,11 +50,11 @@ impl Ink {
 
 /// Text that a terminal shows as it is: what would move its cursor, or turn the text around, is written out.
 pub(super) fn escape(text: &str) -> String {
+    // The ends of lines and paragraphs among them.
+    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        // The ends of lines and paragraphs, and what changes the direction of writing.
-        let disturbs = matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-        if c.is_control() || disturbs {
+        if c.is_control() || turns(c) {
             escaped.extend(c.escape_default());
         } else {
             escaped.push(c);
@@ -86,7 +86,7 @@ pub(super) fn short(duration: Duration) -> String {
     let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
     match seconds {
-        0..10 => format!("{}.{}s", seconds, duration.subsec_millis() / 100),
+        0..10 => format!("{seconds}.{}s", duration.subsec_millis() / 100),
         10..60 => format!("{seconds}s"),
         60..3600 => format!("{minutes}m{:02}s", seconds % 60),
         3600..86_400 => format!("{hours}h{:02}m", minutes % 60),
@@ -165,10 +165,11 @@ impl Table {
     pub(super) fn end(&mut self, out: &mut dyn Write) -> io::Result<()> {
         let Stage::Measuring(rows, _) = &mut self.stage else { return Ok(()) };
         let rows = mem::take(rows);
-        let mut widths: Vec<usize> = self.headings.iter().map(|(title, _)| title.width().min(Self::WIDTH_MAX)).collect();
+        let needed = |text: &str| text.width().min(Self::WIDTH_MAX);
+        let mut widths: Vec<_> = self.headings.iter().map(|(title, _)| needed(title)).collect();
         for row in &rows {
             for (width, cell) in widths.iter_mut().zip(row) {
-                *width = cell.shown().width().min(Self::WIDTH_MAX).max(*width);
+                *width = needed(cell.shown()).max(*width);
             }
         }
         self.stage = Stage::Measured(widths);
@@ -233,14 +234,14 @@ pub(super) struct Objects {
 
 impl Objects {
     /// Begins the next object's line.
-    fn next(&mut self, out: &mut dyn Write) -> io::Result<()> {
+    fn begin(&mut self, out: &mut dyn Write) -> io::Result<()> {
         out.write_all(if self.count == 0 { b"[\n" } else { b",\n" })?;
         self.count += 1;
         Ok(())
     }
 
     pub(super) fn object(&mut self, out: &mut dyn Write, object: &Json) -> io::Result<()> {
-        self.next(out)?;
+        self.begin(out)?;
         write!(out, "{object}")
     }
 
@@ -290,7 +291,7 @@ impl RowWriter {
             Format::JsonLines => Form::JsonLines(keys(columns)),
             Format::Csv => {
                 if !columns.is_empty() {
-                    write_record(out, columns.iter().map(|column| Some(column.name.as_str().into())))?;
+                    write_record(out, columns.iter().map(|column| Some(column.name.clone())))?;
                 }
                 Form::Csv
             }
@@ -309,7 +310,7 @@ impl RowWriter {
                 table.row(out, typed.map(cell).collect())
             }
             Form::JsonArray(keys, objects) => {
-                objects.next(out)?;
+                objects.begin(out)?;
                 write_object(out, keys, typed)
             }
             Form::JsonLines(keys) => {
@@ -395,9 +396,15 @@ fn text(type_name: &str, value: &pb::Value) -> Option<String> {
         Some(Kind::IntValue(value)) => Some(value.to_string()),
         Some(Kind::DoubleValue(value)) => Some(float(type_name, *value)),
         Some(Kind::StringValue(text)) => Some(text.clone()),
-        Some(Kind::BytesValue(bytes)) => Some(bytes.iter().fold("\\x".to_owned(), |text, byte| format!("{text}{byte:02x}"))),
+        Some(Kind::BytesValue(bytes)) => Some(hex(bytes)),
         Some(Kind::ListValue(list)) => Some(bounds(list) + &array(type_name, list)),
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    let digits = digits.map(|digit| char::from_digit(digit.into(), 16).expect("four bits are a digit"));
+    "\\x".chars().chain(digits).collect()
 }
 
 /// The shortest decimal that reads back as the same number of the type, or of the elements of the array's type.
@@ -421,7 +428,7 @@ fn bounds(list: &pb::ListValue) -> String {
     let mut text = String::new();
     let mut level = Some(list);
     for lower in list.lower_bounds.iter().copied().map(i64::from) {
-        let values = level.map_or(&[][..], |list| &list.values);
+        let values = level.map(|list| list.values.as_slice()).unwrap_or_default();
         let length = i64::try_from(values.len()).unwrap_or(i64::MAX);
         text = format!("{text}[{lower}:{}]", lower.saturating_add(length).saturating_sub(1));
         level = values.first().and_then(|value| match &value.kind {
@@ -433,10 +440,9 @@ fn bounds(list: &pb::ListValue) -> String {
 }
 
 fn array(type_name: &str, list: &pb::ListValue) -> String {
-    let element = |value: &pb::Value| match (&value.kind, text(type_name, value)) {
-        (Some(Kind::ListValue(list)), _) => array(type_name, list),
-        (_, None) => "NULL".into(),
-        (_, Some(text)) => quoted_element(text),
+    let element = |value: &pb::Value| match &value.kind {
+        Some(Kind::ListValue(list)) => array(type_name, list),
+        _ => text(type_name, value).map_or_else(|| "NULL".to_owned(), quoted_element),
     };
     format!("{{{}}}", list.values.iter().map(element).collect::<Vec<_>>().join(","))
 }
@@ -526,7 +532,8 @@ mod tests {
         let (plain, coloured) =
             (written(Format::Table(Ink::Plain), &header, &rows), written(Format::Table(Ink::Coloured), &header, &rows));
         assert_ne!(plain, coloured);
-        let stripped = ["\u{1b}[1m", "\u{1b}[2m", "\u{1b}[0m"].iter().fold(coloured, |text, code| text.replace(code, ""));
+        let codes = ["\u{1b}[1m", "\u{1b}[2m", "\u{1b}[0m"];
+        let stripped = codes.iter().fold(coloured, |text, code| text.replace(code, ""));
         assert_eq!(stripped, plain);
     }
 
@@ -586,7 +593,8 @@ mod tests {
             list(vec![string("x\"\u{1}"), null()], vec![]),
             value(Kind::BoolValue(true)),
         ];
-        let json = r#"{"a": 9223372036854775807, "a_3": 0.1, "a_2": "NaN", "b": "AP8=", "l": ["x\"\u0001",null], "t": true}"#;
+        let numbers = r#""a": 9223372036854775807, "a_3": 0.1, "a_2": "NaN""#;
+        let json = format!(r#"{{{numbers}, "b": "AP8=", "l": ["x\"\u0001",null], "t": true}}"#);
         assert_eq!(written(Format::JsonLines, &header, &[row.clone()]), format!("{json}\n"));
         let array = written(Format::JsonArray, &header, &[row.clone(), row]);
         assert_eq!(array, format!("[\n{json},\n{json}\n]\n"));

@@ -1,7 +1,7 @@
 //! The protocol from the caller's side, for the command line: connects, calls, and takes errors apart.
 //!
-//! Knows no terminal and no argument. Invariants: every call has a deadline, but a stream whose caller names none, which the
-//! broker's own limits end; a token is in no text that can be shown.
+//! Knows no terminal and no argument. Invariants: every call has a deadline, but a stream whose caller names none,
+//! which the broker's own limits end; a token is in no text that can be shown.
 
 use std::error::Error;
 use std::fmt;
