@@ -160,6 +160,9 @@ async fn serve(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> S
     let reloader = server.reloader();
     let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
     write!(stdout(), "{}", ready(&addresses.join(", ")))?;
+    if let Some(address) = server.operations_address() {
+        writeln!(stdout(), "probes are answered on {address}")?;
+    }
     stdout().flush()?;
     let signals = stream::poll_fn(move |context| match interrupt.poll_recv(context) {
         Poll::Pending => terminate.poll_recv(context),

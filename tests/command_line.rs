@@ -9,14 +9,15 @@ use std::sync::{Arc, Mutex};
 
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
-use tokio::io::copy_bidirectional;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::TcpStream;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use crate::support::{COMMIT_TOKEN_KEY, Database, Session, first_row, for_everybody, text, wait_until};
+use crate::support::{COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, for_everybody, text, until, wait_until};
 
 const SESSION_SERVICE: &str = "sessionbroker.v1.SessionService";
 
@@ -69,14 +70,15 @@ impl Program {
 
     /// The same, with these variables in its environment.
     pub(crate) fn serve_under(environment: &[(&str, PathBuf)], database_url: &str, more: &str) -> Self {
+        Self::configured(environment, "drain_grace = \"5s\"", database_url, more)
+    }
+
+    /// With these keys at its configuration's root.
+    fn configured(environment: &[(&str, PathBuf)], root: &str, database_url: &str, more: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("broker.toml");
-        let toml = format!(
-            "drain_grace = \"5s\"\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n\
-             {}",
-            for_everybody(&format!("[engines.main]\nurl = {database_url:?}\n{more}"))
-        );
-        std::fs::write(&file, toml).unwrap();
+        let sections = for_everybody(&format!("[engines.main]\nurl = {database_url:?}\n{more}"));
+        std::fs::write(&file, format!("{root}\ncommit_token_key = {COMMIT_TOKEN_KEY:?}\n{sections}")).unwrap();
         let arguments = ["serve", "--config", file.to_str().unwrap(), "--listen", "127.0.0.1:0"];
         Self::start_under(environment, &arguments)
     }
@@ -198,6 +200,87 @@ async fn sigterm_lets_calls_finish_rolls_the_rest_back_and_exits_zero() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_waits_for_nobody() {
+    let database = Database::create();
+    let broker = Program::configured(&[], "drain_grace = \"1h\"", &database.url(), "");
+    let session = broker.session().await;
+    session.execute("UPDATE accounts SET balance = 7").await.unwrap();
+    broker.signal("TERM");
+    until(async || session.keep_alive().await.unwrap().draining).await;
+    let refused = broker.client().begin_session(pb::BeginSessionRequest::default()).await.unwrap_err();
+    let refused = Failure::from(refused);
+    assert_eq!((refused.code, refused.reason.as_str(), refused.retry_info), (Code::Unavailable, "DRAINING", true));
+    session.execute("SELECT 1").await.unwrap();
+    broker.signal("INT");
+    assert_eq!(exit_code(broker), Some(0));
+    assert_eq!((database.balances().as_str(), database.open_transactions().as_str()), ("100 100", "0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_looks_at_readiness_has_a_notice_before_sessions_are_refused() {
+    let database = Database::create();
+    let broker = Program::configured(&[], "drain_notice = \"5m\"", &database.url(), "");
+    let mut health = HealthClient::new(broker.channel());
+    let request = HealthCheckRequest { service: SESSION_SERVICE.into() };
+    let mut ready = health.watch(request).await.unwrap().into_inner();
+    let status = |answer: Option<HealthCheckResponse>| answer.unwrap().status();
+    while status(ready.message().await.unwrap()) != ServingStatus::Serving {}
+    broker.signal("TERM");
+    assert_eq!(status(ready.message().await.unwrap()), ServingStatus::NotServing);
+    let late = broker.session().await;
+    late.execute_and_commit("UPDATE accounts SET balance = 7 WHERE id = 1").await.unwrap();
+    assert!(!late.keep_alive().await.unwrap().draining);
+    drop(ready);
+    broker.signal("TERM");
+    assert_eq!(exit_code(broker), Some(0));
+    assert_eq!(database.balances(), "7 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_are_answered_on_a_port_of_their_own_in_grpc_and_in_http() {
+    let database = Database::create();
+    let mut broker = Program::serve(&database.url(), "[operations]\nlisten = \"127.0.0.1:0\"");
+    let mut line = String::new();
+    broker.output.read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("probes are answered on ").unwrap().to_owned();
+    let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    let mut health = HealthClient::new(channel.clone());
+    let request = |service: &str| HealthCheckRequest { service: service.into() };
+    assert_eq!(health.check(request("")).await.unwrap().into_inner().status(), ServingStatus::Serving);
+    until(async || {
+        health.check(request(SESSION_SERVICE)).await.unwrap().into_inner().status() == ServingStatus::Serving
+    })
+    .await;
+    for (path, status, body) in
+        [("/healthz", "200 OK", "alive\n"), ("/readyz", "200 OK", "ready\n"), ("/nothing", "404 Not Found", "")]
+    {
+        let answer = get(&address, path).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}\r\n")), "{path}: {answer}");
+        assert!(answer.ends_with(&format!("\r\n\r\n{body}")), "{path}: {answer}");
+    }
+    // Nothing else is there.
+    let refused = SessionServiceClient::new(channel).begin_session(pb::BeginSessionRequest::default()).await;
+    assert_eq!(refused.unwrap_err().code(), Code::Unimplemented);
+    let session = broker.session().await;
+    session.execute("UPDATE accounts SET balance = 7").await.unwrap();
+    broker.signal("TERM");
+    until(async || get(&address, "/readyz").await.starts_with("HTTP/1.1 503 ")).await;
+    assert!(get(&address, "/healthz").await.starts_with("HTTP/1.1 200 "));
+    session.commit().await.unwrap();
+    assert_eq!(exit_code(broker), Some(0));
+}
+
+/// What a server answers to a GET.
+async fn get(address: &str, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_broker_without_its_database_starts_is_not_ready_and_recovers() {
     let database = Database::create();
     // A port that is taken, but not listened on until the database "comes".
@@ -224,7 +307,7 @@ async fn a_broker_without_its_database_starts_is_not_ready_and_recovers() {
     let proxying = tokio::spawn(async move {
         loop {
             let (mut caller, _) = proxy.accept().await.unwrap();
-            let mut server = tokio::net::TcpStream::connect(&real).await.unwrap();
+            let mut server = TcpStream::connect(&real).await.unwrap();
             tokio::spawn(async move { copy_bidirectional(&mut caller, &mut server).await });
         }
     });
