@@ -57,6 +57,7 @@ mod secrets;
 mod trust;
 
 mod abandoned;
+mod chart;
 mod command_line;
 mod python;
 #[cfg(target_os = "linux")]

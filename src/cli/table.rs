@@ -51,7 +51,7 @@ impl Ink {
 /// Text that a terminal shows as it is: what would move its cursor, or turn the text around, is written out.
 pub(super) fn escape(text: &str) -> String {
     // The ends of lines and paragraphs among them.
-    let turns = |c| matches!(c, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let turns = |c: char| matches!(u32::from(c), 0x61c | 0x200e..=0x200f | 0x2028..=0x202e | 0x2066..=0x2069);
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() || turns(c) {

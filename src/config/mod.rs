@@ -142,7 +142,7 @@ impl Config {
                 "add [principals.NAME] for each caller, [principals.anonymous] for those who do not say who they are";
             root.problem("principals", &format!("is empty, so nobody may do anything: {add}"));
         }
-        let profiles = profiles::read(&mut root, &engines, &limits);
+        let profiles = profiles::read(&mut root, &engines, &limits, &authentication);
         if authentication.certificate.is_some() && !listen.asks_for_certificates() {
             root.problem("authentication.certificate", "has no effect without tls.client_ca, which vouches for them");
         }

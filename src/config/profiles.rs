@@ -16,6 +16,7 @@ use super::section::{Section, is_setting_name, key, list};
 use crate::broker::grant::{Grant, Quotas};
 use crate::broker::principal::Principal;
 use crate::broker::profile::{Class, Limits, Profile, Profiles};
+use crate::identity::Authentication;
 
 const MILLISECOND: Duration = Duration::from_millis(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -32,7 +33,12 @@ const NAME_BYTES_MAX: usize = 63;
 /// The longest name of a principal: a SPIFFE ID's path may have more, but none is given such.
 const PRINCIPAL_BYTES_MAX: usize = 253;
 
-pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConfig>, limits: &Limits) -> Profiles {
+pub(super) fn read(
+    root: &mut Section<'_>,
+    engines: &BTreeMap<String, EngineConfig>,
+    limits: &Limits,
+    authentication: &Authentication,
+) -> Profiles {
     let mut section = root.section("profiles");
     let default = profile(section.section(Profiles::DEFAULT), &Profile::default(), engines);
     let mut profiles = BTreeMap::new();
@@ -49,7 +55,7 @@ pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConf
             let problem = format!("must be named with 1 to {PRINCIPAL_BYTES_MAX} bytes without control characters");
             section.problem(&name, &problem);
         }
-        let quotas = usual_quotas(&name, limits);
+        let quotas = usual_quotas(&name, limits, authentication);
         principals.insert(name.clone(), grant(section.section(&name), &profiles, quotas));
     }
     section.finish();
@@ -57,12 +63,12 @@ pub(super) fn read(root: &mut Section<'_>, engines: &BTreeMap<String, EngineConf
 }
 
 /// What a principal may take that is given no quotas: two fifths of all there is, so that one gone wild leaves room for two
-/// others. The anonymous principal is everyone, and may have all of it.
-fn usual_quotas(principal: &str, limits: &Limits) -> Quotas {
+/// others. Where nobody can say who they are, the anonymous principal is everyone, and may have all of it.
+fn usual_quotas(principal: &str, limits: &Limits, authentication: &Authentication) -> Quotas {
     /// As with a pool, of the callers that may wait for it.
     const TRANSACTIONS_MAX: usize = 400;
     const LISTENERS_MAX: usize = 400;
-    if principal == Principal::anonymous().name() {
+    if principal == Principal::anonymous().name() && !authentication.names_anybody() {
         return Quotas::default();
     }
     Quotas {
@@ -293,6 +299,7 @@ fn show_profile(f: &mut fmt::Formatter<'_>, name: &str, profile: &Profile) -> fm
 
 #[cfg(test)]
 mod tests {
+    use crate::broker::principal::Principal;
     use crate::config::ConfigError;
     use crate::config::tests::{load, problems};
 
@@ -356,6 +363,19 @@ mod tests {
         assert_eq!(section(&printed, "profiles.heir.classes.quick"), ["statement_timeout = \"1s\""]);
         assert_eq!(section(&printed, "profiles.report.classes.few"), ["result_rows_max = 10"]);
         assert!(!printed.contains("[profiles.report.classes.quick]"), "{printed}");
+    }
+
+    #[test]
+    fn the_anonymous_may_have_all_of_the_broker_only_where_all_are_anonymous() {
+        let digest = format!("sha256:{}", "0".repeat(64));
+        let quota = |authentication: &str| {
+            let text = format!("{ENGINE}[principals.anonymous]\n[authentication]\nanonymous = true\n{authentication}");
+            let grants = load(&text, &[]).unwrap().profiles.principals;
+            let (_, grant) = grants.of(&Principal::anonymous()).unwrap();
+            grant.quotas.calls_max
+        };
+        assert_eq!(quota(""), None);
+        assert_eq!(quota(&format!("tokens = {{ billing = {digest:?} }}")), Some(4000));
     }
 
     #[test]

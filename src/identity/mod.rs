@@ -48,6 +48,14 @@ pub struct Authentication {
     pub jwt: Option<JwtOptions>,
 }
 
+impl Authentication {
+    /// Whether there is a way to prove who one is.
+    pub fn names_anybody(&self) -> bool {
+        let Self { anonymous: _, certificate, tokens, jwt } = self;
+        certificate.is_some() || !tokens.is_empty() || jwt.is_some()
+    }
+}
+
 /// Why a caller is nobody. All but one are for the caller to mend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Unauthenticated {
