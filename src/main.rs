@@ -166,7 +166,7 @@ async fn serve(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> S
     stdout().flush()?;
     let signals = stream::poll_fn(move |context| match interrupt.poll_recv(context) {
         Poll::Pending => terminate.poll_recv(context),
-        signal => signal,
+        signal @ Poll::Ready(_) => signal,
     });
     let reloading = async {
         if let Some((load, hangup)) = loading {

@@ -267,7 +267,7 @@ impl HttpBody for Arriving {
                 let taken = arrival.take(frame.data_ref().map_or(0, Bytes::len));
                 Poll::Ready(Some(taken.map(|()| frame)))
             }
-            over => over,
+            over @ Poll::Ready(_) => over,
         }
     }
 

@@ -124,9 +124,8 @@ pub async fn serve(
 /// What the operations port answers: gRPC health checks, and the same for probes that speak HTTP. It tells nothing else, so
 /// it asks nobody who they are.
 fn operations_routes(health: Routes, ready: watch::Receiver<bool>) -> Routes {
-    let readyz = async move || match *ready.borrow() {
-        true => (StatusCode::OK, "ready\n"),
-        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready\n"),
+    let readyz = async move || {
+        if *ready.borrow() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
     };
     let router = health.into_axum_router().route("/healthz", get(async || "alive\n")).route("/readyz", get(readyz));
     router.fallback(async || StatusCode::NOT_FOUND).into()
