@@ -527,7 +527,7 @@ async fn a_peer_that_takes_nothing_is_closed_when_its_time_is_over() {
     show_preface(&mut client, &mut connection).await;
     let writing = async {
         loop {
-            if let Err(error) = connection.write_all(&[0; 64 * 1024]).await {
+            if let Err(error) = connection.write_all(&vec![0; 64 * 1024]).await {
                 return error;
             }
         }

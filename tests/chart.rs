@@ -20,11 +20,10 @@ fn every_configuration_that_the_chart_renders_loads() {
             continue;
         }
         // The only file that is read before it is needed.
-        let line = |line: &str| match line.starts_with(KEY_FILE) {
-            true => format!("{KEY_FILE}{key:?}\n"),
-            false => format!("{line}\n"),
-        };
-        fs::write(&file, configuration(&render).lines().map(line).collect::<String>()).unwrap();
+        let key = format!("{KEY_FILE}\"{}\"", key.display());
+        let text = configuration(&render);
+        let lines = text.lines().map(|line| if line.starts_with(KEY_FILE) { key.as_str() } else { line });
+        fs::write(&file, lines.collect::<Vec<_>>().join("\n")).unwrap();
         let config =
             Config::load(Some(&file), []).unwrap_or_else(|problems| panic!("{}: {problems}", render.display()));
         assert!(config.operations.is_some(), "{}", render.display());

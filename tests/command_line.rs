@@ -370,7 +370,7 @@ fn a_token_is_drawn_with_what_the_configuration_holds_of_it() {
     assert_eq!(first.len(), 2);
     assert_ne!(first, second);
     let digest = ring::digest::digest(&ring::digest::SHA256, first[0].as_bytes());
-    let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     assert_eq!(first[1], format!("sha256:{hex}"));
 }
 

@@ -207,7 +207,7 @@ impl Wire {
     }
 
     /// Waits until the other side closes the connection.
-    async fn is_closed(mut self) {
+    async fn closed(mut self) {
         while self.next().await.is_some() {}
     }
 }
@@ -319,7 +319,7 @@ async fn endless_headers(address: &str) {
                 break;
             }
         }
-        soon(wire.is_closed()).await;
+        soon(wire.closed()).await;
     }
 }
 
@@ -467,7 +467,7 @@ async fn what_is_no_http2_closes_its_connection() {
     ] {
         let mut wire = Wire::open(&broker.address).await;
         wire.send(&garbage).await;
-        soon(wire.is_closed()).await;
+        soon(wire.closed()).await;
     }
     // Whatever it is, the end of it is the end of the connection.
     let mut random = StdRng::seed_from_u64(1);
@@ -477,7 +477,7 @@ async fn what_is_no_http2_closes_its_connection() {
         let mut wire = Wire::open(&broker.address).await;
         wire.send(&garbage).await;
         let _ = wire.writer.shutdown().await;
-        soon(wire.is_closed()).await;
+        soon(wire.closed()).await;
     }
     others_work(&broker).await;
 }

@@ -31,7 +31,7 @@ const WRONG_TOKEN: &str = "sbt_Germknoedel-Germknoedel-Germknoedel-7";
 
 /// A secret as it may show up: as it is, as hexadecimal digits, as numbers, or as base64 of a text that it is in.
 fn forms(secret: &str) -> Vec<String> {
-    let hex: String = secret.bytes().map(|byte| format!("{byte:02x}")).collect();
+    let hex = secret.bytes().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
     let numbers: Vec<_> = secret.bytes().map(|byte| byte.to_string()).collect();
     let mut forms = vec![secret.to_owned(), hex.to_uppercase(), hex, numbers.join(","), numbers.join(", ")];
     for before in 0..3 {

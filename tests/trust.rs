@@ -473,7 +473,7 @@ fn claims(issuer: &str, audience: &str, principal: &str, begins: i64, ends: i64)
 
 /// A section by which the tokens of an issuer with the keys in that file are believed.
 pub(crate) fn believing(keys: &Path) -> String {
-    format!("[authentication.jwt]\nissuer = {ISSUER:?}\naudience = {AUDIENCE:?}\njwks_file = {keys:?}\n")
+    format!("[authentication.jwt]\nissuer = {ISSUER:?}\naudience = {AUDIENCE:?}\njwks_file = \"{}\"\n", keys.display())
 }
 
 /// A broker that believes an issuer, of whose principals it knows two.
@@ -631,13 +631,14 @@ impl Site {
     /// A section by which connections are encrypted.
     pub(crate) fn tls(&self) -> String {
         let path = |name: &str| self.files.path().join(name);
-        format!("[tls]\ncertificate = {:?}\nkey = {:?}\n", path("tls.crt"), path("tls.key"))
+        format!("[tls]\ncertificate = \"{}\"\nkey = \"{}\"\n", path("tls.crt").display(), path("tls.key").display())
     }
 
     /// Sections by which certificates of clients are asked for, and name them.
     fn mutual_tls(&self) -> String {
         let path = |name: &str| self.files.path().join(name);
-        let clients = format!("client_ca = {:?}\nclient_crl = {:?}\n", path("ca.crt"), path("crl.pem"));
+        let clients =
+            format!("client_ca = \"{}\"\nclient_crl = \"{}\"\n", path("ca.crt").display(), path("crl.pem").display());
         format!("{}{clients}[authentication]\ncertificate = \"uri\"\n", self.tls())
     }
 
