@@ -30,6 +30,8 @@
 //!
 //! Before any of it begins, `identity` tells who calls: by a bearer token, static or a JWT, or by a client certificate.
 //!
+//! `cli` is the other side: it calls a running broker for people, through `grpc::client`.
+//!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
 //! renewed, expires, and its session is reaped; a *profile* is a named set of limits and timeouts that sessions live by,
@@ -75,3 +77,5 @@ pub mod server;
 pub mod telemetry;
 
 pub mod dev;
+
+pub mod cli;

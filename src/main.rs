@@ -8,9 +8,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::task::Poll;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::{Shell, generate};
 use futures_util::stream;
 use session_broker::acceptor::Address;
+use session_broker::cli;
 use session_broker::config::{Config, ConfigError};
 use session_broker::dev::ThrowAwayPostgres;
 use session_broker::identity::draw_token;
@@ -30,6 +32,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Broker(BrokerCommand),
+    #[command(flatten)]
+    Client(cli::Command),
+    /// Print a script by which a shell completes this command line.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum BrokerCommand {
     /// Serve sessions of the configured engines.
     Serve {
         #[command(flatten)]
@@ -74,7 +89,12 @@ impl Source {
 }
 
 fn main() -> ExitCode {
-    match run(Arguments::parse().command) {
+    let done = match Arguments::parse().command {
+        Command::Broker(command) => run(command),
+        Command::Client(command) => return command.run(),
+        Command::Completions { shell } => completions(shell),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to tell whom, should standard error be closed.
@@ -84,9 +104,16 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<(), Box<dyn Error>> {
+fn completions(shell: Shell) -> Result<(), Box<dyn Error>> {
+    let mut script = Vec::new();
+    generate(shell, &mut Arguments::command(), "session-broker", &mut script);
+    stdout().write_all(&script)?;
+    Ok(())
+}
+
+fn run(command: BrokerCommand) -> Result<(), Box<dyn Error>> {
     match command {
-        Command::Token => {
+        BrokerCommand::Token => {
             let (token, digest) = draw_token();
             writeln!(stdout(), "{}\n{digest}", token.expose())?;
             let which = "the first line is for the caller, who sends it as authorization: Bearer TOKEN; \
@@ -94,7 +121,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             writeln!(io::stderr(), "{which}")?;
             Ok(())
         }
-        Command::Check { source, explain } => {
+        BrokerCommand::Check { source, explain } => {
             let config = source.load()?;
             match explain {
                 None => write!(stdout(), "{config}")?,
@@ -102,7 +129,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             }
             Ok(())
         }
-        Command::Serve { source, listen } => {
+        BrokerCommand::Serve { source, listen } => {
             let load: Load = Arc::new(move || {
                 let config = source.load()?;
                 match &listen {
@@ -114,7 +141,7 @@ fn run(command: Command) -> Result<(), Box<dyn Error>> {
             telemetry::init();
             serve(config, Some(load), |address| format!("session-broker is listening on {address}\n"))
         }
-        Command::Dev { listen } => {
+        BrokerCommand::Dev { listen } => {
             telemetry::init();
             let postgres = ThrowAwayPostgres::start()?;
             let url = postgres.url("sample");

@@ -137,7 +137,7 @@ impl Drop for Program {
     }
 }
 
-fn program() -> Command {
+pub(crate) fn program() -> Command {
     Command::new(env!("CARGO_BIN_EXE_session-broker"))
 }
 

@@ -11,7 +11,11 @@ const DRIVER: [&str; 3] = ["tokio_postgres", "deadpool", "deadpool_postgres"];
 const OWNED: [(&[&str], &str); 2] = [(&RPC, "src/grpc"), (&DRIVER, "src/postgres")];
 
 /// Who may not know of whom.
-const WALLS: [(&str, &[&str]); 6] = [
+const WALLS: [(&str, &[&str]); 7] = [
+    (
+        "src/cli",
+        &["crate::broker", "crate::config", "crate::identity", "crate::postgres", "crate::server", "crate::telemetry"],
+    ),
     (
         "src/identity",
         &["crate::grpc", "crate::postgres", "crate::config", "crate::server", "crate::acceptor", "crate::telemetry"],

@@ -58,6 +58,7 @@ mod trust;
 
 mod abandoned;
 mod chart;
+mod cli;
 mod command_line;
 mod python;
 #[cfg(target_os = "linux")]

@@ -621,6 +621,19 @@ impl Site {
         site
     }
 
+    /// The authority's certificate.
+    pub(crate) fn ca(&self) -> PathBuf {
+        self.files.path().join("ca.crt")
+    }
+
+    /// The certificate and the key of the client of that name.
+    pub(crate) fn client(&self, uri: &str) -> [PathBuf; 2] {
+        let Credential { certificate, key } = self.authority.issue_to(uri, 2);
+        self.put("client.crt", &certificate);
+        self.put("client.key", &key);
+        ["client.crt", "client.key"].map(|name| self.files.path().join(name))
+    }
+
     /// Puts a file there in one step.
     fn put(&self, name: &str, text: &str) {
         let (file, next) = (self.files.path().join(name), self.files.path().join("next"));
@@ -635,7 +648,7 @@ impl Site {
     }
 
     /// Sections by which certificates of clients are asked for, and name them.
-    fn mutual_tls(&self) -> String {
+    pub(crate) fn mutual_tls(&self) -> String {
         let path = |name: &str| self.files.path().join(name);
         let clients =
             format!("client_ca = \"{}\"\nclient_crl = \"{}\"\n", path("ca.crt").display(), path("crl.pem").display());

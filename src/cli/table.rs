@@ -595,7 +595,7 @@ mod tests {
         ];
         let numbers = r#""a": 9223372036854775807, "a_3": 0.1, "a_2": "NaN""#;
         let json = format!(r#"{{{numbers}, "b": "AP8=", "l": ["x\"\u0001",null], "t": true}}"#);
-        assert_eq!(written(Format::JsonLines, &header, &[row.clone()]), format!("{json}\n"));
+        assert_eq!(written(Format::JsonLines, &header, std::slice::from_ref(&row)), format!("{json}\n"));
         let array = written(Format::JsonArray, &header, &[row.clone(), row]);
         assert_eq!(array, format!("[\n{json},\n{json}\n]\n"));
         assert!(serde_json::from_str::<Json>(&array).unwrap().is_array());

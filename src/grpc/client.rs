@@ -261,9 +261,8 @@ fn endpoint(address: &Address, tls: Option<Tls>) -> Result<Endpoint, tonic::tran
         (Address::Tcp(address), Some(_)) => format!("https://{address}"),
         (Address::Unix(path), _) => format!("unix:{}", path.display()),
     };
-    let endpoint = Endpoint::from_shared(uri)?
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT);
+    let endpoint =
+        Endpoint::from_shared(uri)?.http2_keep_alive_interval(KEEPALIVE_INTERVAL).keep_alive_timeout(KEEPALIVE_TIMEOUT);
     match tls {
         None => Ok(endpoint),
         Some(tls) => endpoint.tls_config(tls_config(tls)),

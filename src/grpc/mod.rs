@@ -21,6 +21,7 @@ pub(crate) const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/
 pub mod admin;
 pub mod auth;
 pub mod bulk;
+pub mod client;
 pub(crate) mod codec;
 mod convert;
 pub mod notifications;
