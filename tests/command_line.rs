@@ -1,23 +1,29 @@
 //! The program itself: dev, serve, check, and its signals.
 
+use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read};
 use std::net::TcpListener;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::TcpStream;
-use tonic::Code;
+use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
+use tonic_types::StatusExt;
 
-use crate::support::{COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, for_everybody, text, until, wait_until};
+use crate::support::{
+    COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, for_everybody, int, text, until, wait_until,
+};
 
 const SESSION_SERVICE: &str = "sessionbroker.v1.SessionService";
 
@@ -197,6 +203,53 @@ async fn sigterm_lets_calls_finish_rolls_the_rest_back_and_exits_zero() {
     assert_eq!(call.await.unwrap().unwrap().commit.unwrap().outcome(), pb::Outcome::Committed);
     assert_eq!(exit_code(broker), Some(0));
     assert_eq!((database.balances().as_str(), database.open_transactions().as_str()), ("1 100", "0"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_under_load_loses_no_acknowledged_commit_and_types_every_refusal() {
+    const CALLERS: usize = 200;
+    /// How many are acknowledged before the signal comes.
+    const BEFORE: usize = 1000;
+
+    let database = Database::create();
+    database.psql("CREATE TABLE entries (id bigint PRIMARY KEY); ALTER TABLE entries OWNER TO broker");
+    let broker = Program::serve(&database.url(), "");
+    let (numbers, acknowledged) = (Arc::new(AtomicI64::new(0)), Arc::<Mutex<Vec<i64>>>::default());
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        let (client, numbers, acknowledged) = (broker.client(), numbers.clone(), acknowledged.clone());
+        callers.spawn(async move {
+            loop {
+                let session = Session::begin(client.clone(), pb::BeginSessionRequest::default()).await?;
+                for _ in 0..10 {
+                    let id = numbers.fetch_add(1, Ordering::Relaxed);
+                    let insert = session.statement("INSERT INTO entries VALUES ($1)", vec![int(id)]);
+                    let request = pb::ExecuteRequest { commit: true, ..insert };
+                    session.client.clone().execute(request).await?;
+                    acknowledged.lock().unwrap().push(id);
+                }
+            }
+        });
+    }
+    until(async || acknowledged.lock().unwrap().len() >= BEFORE).await;
+    broker.signal("TERM");
+    while let Some(ended) = callers.join_next().await {
+        let Err::<(), Status>(status) = ended.unwrap() else { unreachable!("nobody ends well") };
+        // Once the broker is gone nobody is there to say why.
+        let reason = status.get_details_error_info().map(|info| info.reason);
+        let is_typed = matches!(
+            (status.code(), reason.as_deref()),
+            (Code::Unavailable, Some("DRAINING") | None) | (Code::Aborted, Some("SESSION_ENDED"))
+        );
+        assert!(is_typed, "{status:?}");
+    }
+    assert_eq!(exit_code(broker), Some(0));
+    let kept = database.psql("SELECT id FROM entries");
+    let kept: BTreeSet<i64> = kept.lines().map(|id| id.parse().unwrap()).collect();
+    let acknowledged = acknowledged.lock().unwrap();
+    let lost: Vec<_> = acknowledged.iter().filter(|id| !kept.contains(id)).collect();
+    assert!(lost.is_empty(), "{lost:?} of {} were acknowledged and are lost", acknowledged.len());
+    assert_eq!(database.open_transactions(), "0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
