@@ -31,9 +31,10 @@ const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
 
 /// Probes come one by one, and each in haste.
 const OPERATIONS_LIMITS: acceptor::Limits = acceptor::Limits {
-    connections_max: 100,
+    connections_max: 1000,
     handshake_timeout: Duration::from_secs(10),
-    idle_timeout: Duration::from_mins(10),
+    // Twice as long as probes are apart that keep their connection.
+    idle_timeout: Duration::from_mins(1),
     age_max: Duration::from_hours(1),
 };
 

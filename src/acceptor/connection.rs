@@ -240,8 +240,12 @@ impl AsyncWrite for Connection {
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        this.check_open(cx)?;
-        Pin::new(&mut this.transport).poll_flush(cx)
+        let is_over = this.poll_closed(cx).is_ready();
+        match Pin::new(&mut this.transport).poll_flush(cx) {
+            Poll::Pending if is_over => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
+            // Also of one whose time is over, so that it can be closed in order.
+            flushed => flushed,
+        }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

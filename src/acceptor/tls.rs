@@ -120,6 +120,7 @@ impl Encryption {
     fn look(&self, state: &mut State) {
         let versions = versions(&self.tls);
         if versions == state.versions {
+            state.refused = None;
             return;
         }
         let certificate = self.tls.certificate.display();

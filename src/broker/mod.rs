@@ -243,7 +243,7 @@ impl Broker {
         self.shared.offers.send_replace(offers.clone());
         for session in self.shared.registry.sessions() {
             if offers.grant(session.principal()).is_err() {
-                session.end(EndReason::Terminated);
+                end_without_grant(&session);
             }
         }
     }
@@ -305,10 +305,14 @@ impl Broker {
         }
         let lease_ttl = session.lease_ttl();
         self.shared.watch(session.id());
-        // A drain that began meanwhile may have looked at the sessions before this one was there.
+        // A drain or a reload that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {
             session.end(EndReason::Drained);
             return Err(Error::Draining);
+        }
+        if let Err(forbidden) = self.offers().grant(principal) {
+            end_without_grant(&session);
+            return Err(forbidden);
         }
         info!(
             session.id = %session.id(), %principal, engine = %session.engine().name(),
@@ -451,6 +455,15 @@ impl Broker {
             let known: Vec<_> = self.engines.keys().map(String::as_str).collect();
             Error::invalid("engine", format!("there is no such engine: use one of {}", known.join(", ")))
         })
+    }
+}
+
+/// Ends a session whose principal may do nothing any more.
+fn end_without_grant(session: &Session) {
+    if session.end(EndReason::Terminated) == EndReason::Terminated {
+        let (id, principal) = (session.id(), session.principal());
+        let reason = "the principal has no grant any more";
+        info!(target: admin::AUDIT, event = "session.terminated", session.id = %id, %principal, reason, "session terminated");
     }
 }
 

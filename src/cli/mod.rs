@@ -401,7 +401,9 @@ async fn count_down(client: &Client, progress: &mut Progress) -> Result<(), Fail
         match live_sessions(client).await {
             Ok(live) => progress.say(&draining(live)),
             // Said by the transport, not by a broker.
-            Err(error) if error.reason.is_empty() => return Ok(()),
+            Err(error) if error.reason.is_empty() && error.code == "UNAVAILABLE" => return Ok(()),
+            // A broker that is slow to answer is still there.
+            Err(error) if error.reason.is_empty() => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -430,7 +432,6 @@ async fn execute(exec: Exec) -> Result<(), Failure> {
 
     let format = exec.format()?;
     let Exec { engine, profile, parameters, read_only, max_rows, file, output: _, sql, common } = exec;
-    let mut out = Counted::open(file.as_deref())?;
     let client = common.connect().await?;
     let options = pb::SessionOptions { read_only, ..Default::default() };
     let begun = client
@@ -442,6 +443,14 @@ async fn execute(exec: Exec) -> Result<(), Failure> {
             ..Default::default()
         })
         .await?;
+    // Not before there is a broker to fill it: what is there already is worth more than nothing.
+    let mut out = match Counted::open(file.as_deref()) {
+        Ok(out) => out,
+        Err(failure) => {
+            let _ = client.close(begun.session_token).await;
+            return Err(failure);
+        }
+    };
     let request = pb::ExecuteStreamRequest {
         session_token: begun.session_token.clone(),
         sql: sql.clone(),

@@ -152,6 +152,43 @@ impl<S> Layer<S> for Gate {
     }
 }
 
+/// Has a connection in use while a call goes on over it, where there is no gate.
+#[derive(Debug, Clone)]
+pub(super) struct Ungated;
+
+impl<S> Layer<S> for Ungated {
+    type Service = Counted<S>;
+
+    fn layer(&self, inner: S) -> Counted<S> {
+        Counted(inner)
+    }
+}
+
+/// Services whose calls are counted by their connections.
+#[derive(Debug, Clone)]
+pub(super) struct Counted<S>(S);
+
+impl<S> Service<Request<Body>> for Counted<S>
+where
+    S: Service<Request<Body>, Response = Response<Body>>,
+    S::Future: Send + 'static,
+    S::Error: 'static,
+{
+    type Response = Response<Body>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Response<Body>, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let open_call = request.extensions().get::<Arc<Peer>>().map(Peer::begin_call);
+        let answer = self.0.call(request);
+        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answering::new(body, None, open_call)))) })
+    }
+}
+
 /// Services behind the gate.
 #[derive(Debug, Clone)]
 pub struct Gated<S> {
@@ -200,8 +237,7 @@ where
                 Err(_) => return Ok(status::from_error(Error::internal("a call panicked")).into_http()),
             };
             let admitted = admitted.filter(|_| !is_stream);
-            let rest = Bytes::new();
-            Ok(response.map(|body| Body::new(Answering { body, rest, _admitted: admitted, _open_call: open_call })))
+            Ok(response.map(|body| Body::new(Answering::new(body, admitted, open_call))))
         })
     }
 }
@@ -219,13 +255,15 @@ struct Arrival {
     /// Set while it is waited for.
     patience: Option<Pin<Box<Sleep>>>,
     arriving: Arc<Semaphore>,
+    /// How much of it has come.
+    bytes: usize,
     /// The room that it takes.
     room: Option<OwnedSemaphorePermit>,
 }
 
 impl Arrival {
     fn new(arriving: Arc<Semaphore>) -> Self {
-        Self { deadline: Instant::now() + ARRIVAL_TIMEOUT, patience: None, arriving, room: None }
+        Self { deadline: Instant::now() + ARRIVAL_TIMEOUT, patience: None, arriving, bytes: 0, room: None }
     }
 
     /// Ready when it has taken too long.
@@ -237,9 +275,16 @@ impl Arrival {
         })
     }
 
-    /// Finds room for what has come.
+    /// Finds room for what has come. The beginning of each call has its own: small ones are let in when all else is full.
     fn take(&mut self, bytes: usize) -> Result<(), Status> {
-        let kib = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        const OWN_BYTES: usize = 64 * 1024;
+        let taken = self.bytes.saturating_sub(OWN_BYTES).div_ceil(1024);
+        self.bytes += bytes;
+        let more = self.bytes.saturating_sub(OWN_BYTES).div_ceil(1024) - taken;
+        if more == 0 {
+            return Ok(());
+        }
+        let kib = u32::try_from(more).unwrap_or(u32::MAX);
         let room = self
             .arriving
             .clone()
@@ -287,6 +332,12 @@ struct Answering {
     rest: Bytes,
     _admitted: Option<Admitted>,
     _open_call: Option<OpenCall>,
+}
+
+impl Answering {
+    fn new(body: Body, admitted: Option<Admitted>, open_call: Option<OpenCall>) -> Self {
+        Self { body, rest: Bytes::new(), _admitted: admitted, _open_call: open_call }
+    }
 }
 
 impl HttpBody for Answering {

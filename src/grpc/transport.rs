@@ -21,7 +21,7 @@ use tonic_health::server::{HealthReporter, health_reporter};
 use super::DESCRIPTORS;
 use super::admin::Admin;
 use super::bulk::Bulk;
-use super::gate::Gate;
+use super::gate::{Gate, Ungated};
 use super::notifications::Notifications;
 use super::pb::admin_service_server::AdminServiceServer;
 use super::pb::bulk_service_server::BulkServiceServer;
@@ -51,9 +51,10 @@ pub struct Readiness {
 impl Readiness {
     /// Says whether the broker is ready. Said only when it changes: whoever watches hears every word.
     pub async fn set(&mut self, ready: bool) {
-        if self.said.send_replace(ready) != ready {
+        if *self.said.borrow() != ready {
             let status = if ready { ServingStatus::Serving } else { ServingStatus::NotServing };
             self.reporter.set_service_status(SERVICE_NAME, status).await;
+            self.said.send_replace(ready);
         }
     }
 }
@@ -81,7 +82,7 @@ pub async fn serve(
     readiness.set(false).await;
     let probed = OptionFuture::from(operations.map(|acceptor| {
         let routes = operations_routes(Routes::new(health.clone()), ready);
-        let server = limited(acceptor.limits().age_max).accept_http1(true).add_routes(routes);
+        let server = limited(acceptor.limits().age_max).accept_http1(true).layer(Ungated).add_routes(routes);
         server.serve_with_incoming_shutdown(acceptor.into_stream(), stop.clone().cancelled_owned())
     }));
     // What may be answered is the profile's to bound.
