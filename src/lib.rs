@@ -5,11 +5,14 @@
 //!
 //! ```text
 //!            callers                                  operators
-//!               │ gRPC                                    │ signals, health
-//!   ┌───────────▼─────────────┐                ┌──────────▼─────────┐
-//!   │ grpc    service convert │◀───────────────│ server    config   │
-//!   │         status  auth    │                │ telemetry dev main │
-//!   └───────────┬─────────────┘                └──────────┬─────────┘
+//!               │ TCP, TLS, Unix sockets                  │ signals, probes, cli
+//!   ┌───────────▼─────────────┐                           │
+//!   │ acceptor                │                           │
+//!   ├─────────────────────────┤                ┌──────────▼─────────┐
+//!   │ grpc    gate ─▶ service │◀───────────────│ server    config   │
+//!   │   │     convert  status │                │ telemetry dev main │
+//!   │   └──▶ identity         │                └──────────┬─────────┘
+//!   └───────────┬─────────────┘                           │
 //!   ┌───────────▼─────────────────────────────────────┐   │
 //!   │ broker  registry ─▶ session ─▶ transaction task │   │
 //!   │         reaper ──────▲ ▲ run    │ engine (port) │   │
@@ -21,20 +24,22 @@
 //!                                     ▼ PostgreSQL
 //! ```
 //!
-//! The way of one Execute, five rooms, no turning back: `grpc::service` decodes, `broker::registry` finds the session
+//! The way of one Execute, six rooms, no turning back: `grpc::gate` knows who calls and whether there is room,
+//! `grpc::service` decodes, `broker::registry` finds the session
 //! or why it ended, `broker::session` suspends the lease and waits for the turn, `broker::transaction` owns the
 //! connection and the deadline, `postgres::connection` runs the statement and reads the rows. Results of any size and
 //! COPY take the same way part by part, through `broker::stream` and `broker::bulk`; notifications have a connection of
 //! their own, in `postgres::listener`. Connections come in through `acceptor`, accepted, encrypted and limited, before
 //! anything is said over them.
 //!
-//! Before any of it begins, `identity` tells who calls: by a bearer token, static or a JWT, or by a client certificate.
+//! `identity` tells who calls: by a bearer token, static or a JWT, or by a client certificate; `broker::grant` what they may
+//! do, and `broker::account` how much of it they do. Who is named by no grant may do nothing.
 //!
 //! `cli` is the other side: it calls a running broker for people, through `grpc::client`.
 //!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
 //! leased context and owns no connection; a *transaction* is a task that owns one *connection*; a *lease* is granted,
-//! renewed, expires, and its session is reaped; a *profile* is a named set of limits and timeouts that sessions live by,
+//! renewed, expires, and its session is reaped; a *principal* is a caller that is known, and has a *grant*; a *profile* is a named set of limits and timeouts that sessions live by,
 //! with *classes* of statements in it; an ended session leaves a *tombstone* that says why; a connection is
 //! *released* when proven clean and *discarded* otherwise; a commit has an *outcome*, and a *commit token* to *resolve* it
 //! with when its answer is lost; a *listener* has no session and is told what is notified on its *channels*, or that it may
