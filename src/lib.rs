@@ -75,6 +75,7 @@ pub mod acceptor;
 pub mod grpc;
 
 pub mod config;
+mod pem;
 mod random;
 pub mod secret;
 mod seldom;

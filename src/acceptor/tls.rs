@@ -13,13 +13,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::{Error as PemError, PemObject};
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{ClientCertVerifierBuilder, NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use tokio::time::Instant;
 use tracing::{error, info};
+
+use crate::pem;
 
 /// How connections over TCP are encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -157,8 +158,8 @@ fn versions(tls: &Tls) -> Vec<Option<Version>> {
 fn server_config(tls: &Tls) -> Result<ServerConfig, String> {
     let Tls { certificate, key, clients } = tls;
     let provider = Arc::new(ring::default_provider());
-    let chain = all::<CertificateDer<'static>>(certificate, "certificate")?;
-    let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| problem(key, "private key", &error))?;
+    let chain = pem::all::<CertificateDer<'static>>(certificate, "certificate")?;
+    let key_der = pem::one::<PrivateKeyDer<'static>>(key, "private key")?;
     let mut config = ServerConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?
@@ -184,12 +185,12 @@ fn verifier(clients: &Clients, provider: &Arc<CryptoProvider>) -> Result<Arc<dyn
 fn trusting(trust: &ClientTrust, provider: &Arc<CryptoProvider>) -> Result<ClientCertVerifierBuilder, String> {
     let ClientTrust { authority, revoked } = trust;
     let mut roots = RootCertStore::empty();
-    for certificate in all::<CertificateDer<'static>>(authority, "certificate")? {
+    for certificate in pem::all::<CertificateDer<'static>>(authority, "certificate")? {
         roots.add(certificate).map_err(|error| format!("{}: {error}", authority.display()))?;
     }
     let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
     let Some(revoked) = revoked else { return Ok(builder) };
-    let lists = all::<CertificateRevocationListDer<'static>>(revoked, "revocation list")?;
+    let lists = pem::all::<CertificateRevocationListDer<'static>>(revoked, "revocation list")?;
     Ok(builder.with_crls(lists).allow_unknown_revocation_status().enforce_revocation_expiration())
 }
 
@@ -197,21 +198,4 @@ fn build(trust: &ClientTrust, builder: ClientCertVerifierBuilder) -> Result<Arc<
     // There are authorities: what is left to be wrong is a list.
     let file = trust.revoked.as_ref().unwrap_or(&trust.authority);
     builder.build().map_err(|error| format!("{}: {error}", file.display()))
-}
-
-/// All that a PEM file holds of one kind; not none.
-fn all<T: PemObject>(path: &Path, kind: &str) -> Result<Vec<T>, String> {
-    let failed = |error| problem(path, kind, &error);
-    let found: Vec<T> = T::pem_file_iter(path).map_err(failed)?.collect::<Result<_, _>>().map_err(failed)?;
-    if found.is_empty() { Err(problem(path, kind, &PemError::NoItemsFound)) } else { Ok(found) }
-}
-
-/// What is wrong with a PEM file, and nothing of what it holds.
-fn problem(path: &Path, kind: &str, error: &PemError) -> String {
-    let path = path.display();
-    match error {
-        PemError::Io(error) => format!("{path}: {error}"),
-        PemError::NoItemsFound => format!("{path}: holds no {kind}"),
-        _ => format!("{path}: is no PEM file"),
-    }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::error::{Error, Exhausted};
 use super::principal::Principal;
 
 /// How many accounts there are before those that hold nothing are forgotten.
@@ -64,12 +65,23 @@ impl Accounts {
 }
 
 impl Account {
-    /// Takes one more, unless the principal has its maximum.
-    pub(super) fn take(self: &Arc<Self>, resource: Resource, max: Option<usize>) -> Option<Taken> {
+    /// Takes one more.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when the principal has its maximum.
+    pub(super) fn take(self: &Arc<Self>, resource: Resource, max: Option<usize>) -> Result<Taken, Error> {
         let max = max.unwrap_or(usize::MAX);
         let more = |taken: usize| (taken < max).then_some(taken + 1);
-        self.count(resource).try_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Taken { account: self.clone(), resource })
+        let taken = self.count(resource).try_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        taken.map_err(|_| {
+            Error::Exhausted(match resource {
+                Resource::Session => Exhausted::PrincipalSessions(max),
+                Resource::Transaction => Exhausted::PrincipalTransactions(max),
+                Resource::Call => Exhausted::PrincipalCalls(max),
+                Resource::Listener => Exhausted::PrincipalListeners(max),
+            })
+        })?;
+        Ok(Taken { account: self.clone(), resource })
     }
 
     /// Counts a call, unless calls come faster than so many a second. A second's worth may come at once.
@@ -113,12 +125,12 @@ mod tests {
     #[test]
     fn what_is_dropped_can_be_taken_again_and_no_more_than_the_maximum() {
         let account = Accounts::default().of(&Principal::new("billing"));
-        let taken: Vec<_> = (0..3).filter_map(|_| account.take(Resource::Session, Some(2))).collect();
+        let taken: Vec<_> = (0..3).filter_map(|_| account.take(Resource::Session, Some(2)).ok()).collect();
         assert_eq!(taken.len(), 2);
-        assert!(account.take(Resource::Call, Some(1)).is_some());
+        assert!(account.take(Resource::Call, Some(1)).is_ok());
         drop(taken);
-        assert!(account.take(Resource::Session, Some(1)).is_some());
-        assert!(account.take(Resource::Session, Some(0)).is_none());
+        assert!(account.take(Resource::Session, Some(1)).is_ok());
+        assert!(account.take(Resource::Session, Some(0)).is_err());
     }
 
     #[tokio::test(start_paused = true)]

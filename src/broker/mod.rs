@@ -255,9 +255,7 @@ impl Broker {
     pub fn admit(&self, principal: &Principal) -> Result<Admitted, Error> {
         let Quotas { calls_max, calls_per_second, .. } = self.offers().grant(principal)?.quotas;
         let account = self.shared.accounts.of(principal);
-        let taken = account
-            .take(Resource::Call, calls_max)
-            .ok_or_else(|| Error::Exhausted(Exhausted::PrincipalCalls(calls_max.unwrap_or_default())))?;
+        let taken = account.take(Resource::Call, calls_max)?;
         let room = self.shared.calls.clone().try_acquire_owned();
         let room = room.map_err(|_| Error::Exhausted(Exhausted::Calls(self.shared.calls_max)))?;
         match calls_per_second {
@@ -331,10 +329,7 @@ impl Broker {
         engine.check(&request.connect)?;
         check_labels(&request.labels)?;
         let quotas = self.offers().grant(principal)?.quotas;
-        let account = self.shared.accounts.of(principal);
-        let taken = account
-            .take(Resource::Session, quotas.sessions_max)
-            .ok_or_else(|| Error::Exhausted(Exhausted::PrincipalSessions(quotas.sessions_max.unwrap_or_default())))?;
+        let taken = self.shared.accounts.of(principal).take(Resource::Session, quotas.sessions_max)?;
         Ok(Arc::new(Session::new(
             life,
             SessionToken::generate(&self.owner),

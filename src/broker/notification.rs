@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{Resource, Taken};
 use super::engine::{Notifications, check_name};
-use super::error::{Error, Exhausted};
+use super::error::Error;
 use super::principal::Principal;
 use super::terms::Offers;
 use super::{BeginSession, Broker};
@@ -115,8 +115,7 @@ impl Broker {
         let channels = check(&channels)?;
         let mut offers = self.shared.offers.subscribe();
         let max = offers.borrow_and_update().grant(principal)?.quotas.listeners_max;
-        let taken = self.shared.accounts.of(principal).take(Resource::Listener, max);
-        let taken = taken.ok_or(Error::Exhausted(Exhausted::PrincipalListeners(max.unwrap_or_default())))?;
+        let taken = self.shared.accounts.of(principal).take(Resource::Listener, max)?;
         let stopping = self.shared.stopping.clone();
         let notifications = tokio::select! {
             biased;

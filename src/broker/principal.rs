@@ -13,6 +13,14 @@ impl Principal {
         Self(name.into())
     }
 
+    /// The longest name: as long as a host's may be.
+    pub const NAME_BYTES_MAX: usize = 253;
+
+    /// Whether a principal may have that name.
+    pub fn is_name(name: &str) -> bool {
+        (1..=Self::NAME_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control)
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.0

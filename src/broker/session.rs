@@ -139,13 +139,6 @@ struct Open {
 /// Resolves when a transaction's task has left: its sender goes with the task, and says nothing.
 pub(super) type Over = oneshot::Receiver<Infallible>;
 
-impl Open {
-    /// Tells the task to roll back, and says when it has left.
-    fn into_over(self) -> Over {
-        self.over
-    }
-}
-
 /// A statement that runs, or waits for a connection to run on, as Cancel sees it.
 #[derive(Debug, Clone)]
 struct Running {
@@ -692,7 +685,7 @@ impl Session {
         let state = self.lock();
         let glance = self.glance_at(&state, Instant::now())?;
         let over = match self.end_phase(state, EndReason::Terminated)? {
-            Phase::Open(open) => Some(open.into_over()),
+            Phase::Open(open) => Some(open.over),
             Phase::Idle | Phase::Ended(_) => None,
         };
         Ok((glance, over))
@@ -902,12 +895,13 @@ impl Session {
                 drop(refused);
             }
             (Phase::Idle, Command::Execute(first)) => {
-                let own = state.taken.as_ref();
-                let max = self.transactions_max;
-                let Some(taken) = own.and_then(|own| own.account().take(Resource::Transaction, max)) else {
-                    drop(state);
-                    let error = Error::Exhausted(Exhausted::PrincipalTransactions(max.unwrap_or_default()));
-                    return transaction::refuse(*first, Some(error));
+                let own = state.taken.as_ref().expect("a session that has not ended has its place");
+                let taken = match own.account().take(Resource::Transaction, self.transactions_max) {
+                    Ok(taken) => taken,
+                    Err(error) => {
+                        drop(state);
+                        return transaction::refuse(*first, Some(error));
+                    }
                 };
                 let (commands, received) = mpsc::channel(1);
                 let (leaving, over) = oneshot::channel();

@@ -30,9 +30,6 @@ const DEPTHS: RangeInclusive<i64> = 1..=6;
 /// The longest name of a profile or a class: a word or two.
 const NAME_BYTES_MAX: usize = 63;
 
-/// The longest name of a principal: a SPIFFE ID's path may have more, but none is given such.
-const PRINCIPAL_BYTES_MAX: usize = 253;
-
 pub(super) fn read(
     root: &mut Section<'_>,
     engines: &BTreeMap<String, EngineConfig>,
@@ -51,9 +48,9 @@ pub(super) fn read(
     let mut section = root.section("principals");
     let mut principals = BTreeMap::new();
     for name in section.keys() {
-        if !(1..=PRINCIPAL_BYTES_MAX).contains(&name.len()) || name.contains(char::is_control) {
-            let problem = format!("must be named with 1 to {PRINCIPAL_BYTES_MAX} bytes without control characters");
-            section.problem(&name, &problem);
+        if !Principal::is_name(&name) {
+            let max = Principal::NAME_BYTES_MAX;
+            section.problem(&name, &format!("must be named with 1 to {max} bytes without control characters"));
         }
         let quotas = usual_quotas(&name, limits, authentication);
         principals.insert(name.clone(), grant(section.section(&name), &profiles, quotas));

@@ -20,7 +20,6 @@ use jsonwebtoken::jwk::{
 };
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
@@ -32,6 +31,7 @@ use ureq::http::Uri;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::{Algorithm, Unauthenticated, sha256};
+use crate::pem;
 
 /// Within which the issuer must have answered, to the last byte. Who waits for its keys waits as long.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -392,10 +392,7 @@ fn fetch(url: &KeyUrl, authority: Option<&Path>) -> Result<Vec<u8>, String> {
 fn roots(authority: Option<&Path>) -> Result<Vec<Certificate<'static>>, String> {
     let certificates = match authority {
         None => rustls_native_certs::load_native_certs().certs,
-        Some(path) => {
-            let read = CertificateDer::pem_file_iter(path).and_then(Iterator::collect::<Result<Vec<_>, _>>);
-            read.map_err(|error| format!("{}: {error}", path.display()))?
-        }
+        Some(path) => pem::all::<CertificateDer<'static>>(path, "certificate")?,
     };
     match certificates.as_slice() {
         [] => Err("there are no root certificates to verify the issuer's host with: name a file of them".into()),

@@ -28,9 +28,6 @@ use crate::broker::principal::Principal;
 use jwt::JwtVerifier;
 use token::StaticTokens;
 
-/// The longest name of a principal: as long as a host's may be.
-const PRINCIPAL_BYTES_MAX: usize = 253;
-
 /// The longest token. Larger headers are refused by most of what stands before a broker, and a JWT that lists a hundred
 /// groups of its bearer has half of it.
 const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -219,8 +216,7 @@ fn bearer_token(authorization: &[u8]) -> Result<&str, Unauthenticated> {
 
 /// The principal of that name, if it is one that somebody who proves it may have.
 pub(crate) fn named(name: &str) -> Option<Principal> {
-    let is_name = (1..=PRINCIPAL_BYTES_MAX).contains(&name.len()) && !name.contains(char::is_control);
-    (is_name && name != Principal::anonymous().name()).then(|| Principal::new(name))
+    (Principal::is_name(name) && name != Principal::anonymous().name()).then(|| Principal::new(name))
 }
 
 fn sha256(bytes: &[u8]) -> [u8; digest::SHA256_OUTPUT_LEN] {
@@ -258,7 +254,7 @@ mod tests {
 
     #[test]
     fn nobody_is_named_anonymous_or_nothing_or_unreadably() {
-        let longest = "a".repeat(PRINCIPAL_BYTES_MAX);
+        let longest = "a".repeat(Principal::NAME_BYTES_MAX);
         for name in ["billing", "spiffe://shop/orders", "Anonymous", &longest] {
             assert_eq!(named(name).unwrap().name(), name);
         }

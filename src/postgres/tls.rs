@@ -2,18 +2,17 @@
 //!
 //! Invariant: `verify-full` is the only mode that proves who is at the other end; no mode falls back to plain text.
 
-use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::options::{SslMode, Tls};
+use crate::pem;
 
 /// Makes TLS connections as `tls` says. Certificates are read anew, so that they can be changed without a restart.
 ///
@@ -29,8 +28,8 @@ pub(super) fn connector(tls: &Tls) -> Result<MakeRustlsConnect, String> {
     let mut config = match &tls.identity {
         None => builder.with_no_client_auth(),
         Some((certificate, key)) => {
-            let chain = certificates(certificate)?;
-            let key_der = PrivateKeyDer::from_pem_file(key).map_err(|error| format!("{}: {error}", key.display()))?;
+            let chain = pem::all(certificate, "certificate")?;
+            let key_der = pem::one::<PrivateKeyDer<'static>>(key, "private key")?;
             builder
                 .with_client_auth_cert(chain, key_der)
                 .map_err(|error| format!("{} with {}: {error}", certificate.display(), key.display()))?
@@ -56,7 +55,7 @@ fn authority(tls: &Tls, provider: &Arc<CryptoProvider>) -> Result<Arc<WebPkiServ
     let roots = match &tls.root_cert {
         Some(path) => {
             let mut roots = RootCertStore::empty();
-            for certificate in certificates(path)? {
+            for certificate in pem::all::<CertificateDer<'static>>(path, "certificate")? {
                 roots.add(certificate).map_err(|error| format!("{}: {error}", path.display()))?;
             }
             Arc::new(roots)
@@ -75,13 +74,6 @@ fn system_roots() -> Arc<RootCertStore> {
         Arc::new(roots)
     };
     ROOTS.get_or_init(load).clone()
-}
-
-fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
-    let read = CertificateDer::pem_file_iter(path).map_err(|error| failed(&error))?;
-    let certificates: Vec<_> = read.collect::<Result<_, _>>().map_err(|error| failed(&error))?;
-    if certificates.is_empty() { Err(failed(&"holds no certificate")) } else { Ok(certificates) }
 }
 
 /// Asks less of a server than its name.
