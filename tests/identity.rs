@@ -563,7 +563,7 @@ async fn no_error_repeats_what_was_shown() {
 /// Waits until no look at the keys is under way: one that began before a change may end after it. While a blocking task
 /// runs, a paused clock does not go on by itself.
 async fn settled() {
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    sleep(Duration::from_millis(1)).await;
 }
 
 #[tokio::test(start_paused = true)]
