@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::engine::Engine;
+use session_broker::broker::observer::Nobody;
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile};
 use session_broker::broker::{BeginSession, Broker};
@@ -85,7 +86,15 @@ fn broker(sessions: usize) -> Broker {
     let limits = Limits { sessions_max: 2 * sessions + 100_000, tombstones_max: 10, ..Limits::default() };
     let half_an_hour = Duration::from_mins(30);
     let profile = Profile { lease_ttl_max: half_an_hour, session_idle_timeout: half_an_hour, ..Profile::default() };
-    Broker::new("broker-0".into(), engines, "main".into(), profile.into(), limits, CommitTokens::new(&[0; 32]))
+    Broker::new(
+        "broker-0".into(),
+        engines,
+        "main".into(),
+        profile.into(),
+        limits,
+        CommitTokens::new(&[0; 32]),
+        Arc::new(Nobody),
+    )
 }
 
 /// Bytes of the process in memory.

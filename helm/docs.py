@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Writes the table of values into the chart's README.md from the comments in its values.yaml; --check only compares.
+"""Writes the tables of the chart's README.md: of alerts, of panels, and of values from the comments in values.yaml; --check
+only compares.
 
 A comment stands above its key. A line that begins with ## begins a table. Every key has a comment, or stands in a value
 that is shown whole.
@@ -12,7 +13,6 @@ from pathlib import Path
 import yaml
 
 CHART = Path(__file__).resolve().parent / "session-broker"
-BEGIN, END = "<!-- values: made by ../docs.py -->\n", "<!-- end of values -->\n"
 
 
 def comment_above(lines, line):
@@ -39,7 +39,8 @@ def rows(lines, node, values, prefix=""):
             yield from rows(lines, value, values[key.value], f"{name}.")
 
 
-def document(text):
+def values():
+    text = (CHART / "values.yaml").read_text()
     lines = text.splitlines()
     titles = [(number, line[3:]) for number, line in enumerate(lines) if line.startswith("## ")]
     table = list(rows(lines, yaml.compose(text), yaml.safe_load(text)))
@@ -55,15 +56,39 @@ def document(text):
     return "".join(parts)
 
 
+def alerts():
+    parts = ["| Alert | Severity | After | When | What to do |\n|---|---|---|---|---|\n"]
+    text = (CHART / "rules" / "session-broker.yaml").read_text().replace("@drain@", "drain + 72s")
+    for group in yaml.safe_load(text)["groups"]:
+        for rule in group["rules"]:
+            if "alert" in rule:
+                said = rule["annotations"]
+                cells = [f"`{rule['alert']}`", rule["labels"]["severity"], rule.get("for", "at once"), said["summary"]]
+                parts.append(f"| {' | '.join([*cells, said['action']])} |\n")
+    return "".join(parts) + "\n"
+
+
+def panels():
+    parts = []
+    for panel in json.loads((CHART / "dashboards" / "session-broker.json").read_text())["panels"]:
+        if panel["type"] == "row":
+            parts.append(f"\n**{panel['title']}**\n\n| Panel | What it shows, and what a bad picture means |\n|---|---|\n")
+        else:
+            parts.append(f"| {panel['title']} | {panel['description']} |\n")
+    return "".join(parts).lstrip() + "\n"
+
+
 def main():
     readme = CHART / "README.md"
-    old = readme.read_text()
-    before, rest = old.split(BEGIN)
-    _, after = rest.split(END)
-    new = before + BEGIN + "\n" + document((CHART / "values.yaml").read_text()) + END + after
+    old = new = readme.read_text()
+    for name, made in (("alerts", alerts()), ("panels", panels()), ("values", values())):
+        begin, end = f"<!-- {name}: made by ../docs.py -->\n", f"<!-- end of {name} -->\n"
+        before, rest = new.split(begin)
+        _, after = rest.split(end)
+        new = before + begin + "\n" + made + end + after
     if sys.argv[1:] == ["--check"]:
         if new != old:
-            sys.exit("helm/session-broker/README.md is not what values.yaml says: run helm/docs.py")
+            sys.exit("helm/session-broker/README.md is not what values, rules and dashboard say: run helm/docs.py")
     else:
         readme.write_text(new)
 

@@ -17,7 +17,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import kubernetes_validate
+import pydantic
 import yaml
+from cloudcoil.models.prometheus_operator import v1 as prometheus_operator
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -68,6 +70,9 @@ def check_objects(name, text, problems):
         if key in seen:
             problems.append(f"{name}: there are two of {key}")
         seen.add(key)
+        if thing["apiVersion"] == "monitoring.coreos.com/v1":
+            check_monitoring(name, thing, problems)
+            continue
         for version in KUBERNETES:
             try:
                 kubernetes_validate.validate(thing, version, strict=True)
@@ -75,8 +80,20 @@ def check_objects(name, text, problems):
                 problems.append(f"{name}: {' '.join(key)} for Kubernetes {version}: {error.message}")
         if key[0] in ("Deployment", "StatefulSet"):
             check_mounts(name, thing["spec"]["template"]["spec"], problems)
+            check_environment(name, thing["spec"]["template"]["spec"], problems)
         if key[0] == "Pod":
             check_mounts(name, thing["spec"], problems)
+
+
+def check_monitoring(name, thing, problems):
+    """What the Prometheus operator's own definitions say of an object; they would drop what they do not know."""
+    try:
+        model = getattr(prometheus_operator, thing["kind"]).model_validate(thing)
+    except pydantic.ValidationError as error:
+        problems.append(f"{name}: {error}")
+        return
+    if json.loads(model.model_dump_json(by_alias=True, exclude_unset=True)) != thing:
+        problems.append(f"{name}: {thing['kind']} has a key that the Prometheus operator does not know")
 
 
 def check_mounts(name, pod, problems):
@@ -93,19 +110,33 @@ def check_mounts(name, pod, problems):
             problems.append(f"{name}: volume {volume['name']} has a path twice: {paths}")
 
 
+def check_environment(name, pod, problems):
+    """No variable is given twice, and one that is made of others stands behind them."""
+    for container in pod["containers"]:
+        given = []
+        for variable in container.get("env", []):
+            if variable["name"] in given:
+                problems.append(f"{name}: {variable['name']} is given twice")
+            for used in re.findall(r"\$\((\w+)\)", variable.get("value", "")):
+                if used not in given:
+                    problems.append(f"{name}: {variable['name']} is made of {used}, which does not stand before it")
+            given.append(variable["name"])
+
+
 def broker_toml(text):
     maps = [thing for thing in yaml.safe_load_all(text) if thing and thing["kind"] == "ConfigMap"]
     return next(thing["data"]["broker.toml"] for thing in maps if "broker.toml" in thing["data"])
 
 
 def check_files(name, text, problems):
-    """Every file that the configuration has in the chart's directory is mounted there."""
+    """Every file that the configuration or the environment has in the chart's directory is mounted there."""
     kinds = ("Deployment", "StatefulSet")
     workload = next(thing for thing in yaml.safe_load_all(text) if thing and thing["kind"] in kinds)
-    volumes = workload["spec"]["template"]["spec"]["volumes"]
-    sources = next(volume for volume in volumes if volume["name"] == "configuration")["projected"]["sources"]
+    pod = workload["spec"]["template"]["spec"]
+    sources = next(volume for volume in pod["volumes"] if volume["name"] == "configuration")["projected"]["sources"]
     mounted = {item["path"] for source in sources for kind in source.values() for item in kind["items"]}
-    named = set(re.findall(r'"/etc/session-broker/([^"]+)"', broker_toml(text))) | {"broker.toml"}
+    variables = [variable.get("value", "") for variable in pod["containers"][0]["env"]]
+    named = set(re.findall(r'"/etc/session-broker/([^"]+)"', broker_toml(text) + json.dumps(variables))) | {"broker.toml"}
     if named != mounted:
         problems.append(f"{name}: broker.toml names {sorted(named)}, and mounted are {sorted(mounted)}")
 

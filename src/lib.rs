@@ -35,6 +35,8 @@
 //! `identity` tells who calls: by a bearer token, static or a JWT, or by a client certificate; `broker::grant` what they may
 //! do, and `broker::account` how much of it they do. Who is named by no grant may do nothing.
 //!
+//! `operations` is the port beside it, in HTTP: probes, metrics, and a console in which operators watch.
+//!
 //! `cli` is the other side: it calls a running broker for people, through `grpc::client`.
 //!
 //! One word per idea, here as in the protocol: an *engine* is a configured PostgreSQL target; a *session* is a caller's
@@ -72,9 +74,12 @@ pub mod identity;
 
 pub mod acceptor;
 
+pub mod operations;
+
 pub mod grpc;
 
 pub mod config;
+pub mod names;
 mod pem;
 mod random;
 pub mod secret;

@@ -17,7 +17,8 @@ use session_broker::config::{Config, ConfigError};
 use session_broker::dev::ThrowAwayPostgres;
 use session_broker::identity::draw_token;
 use session_broker::server::{Reloader, Server};
-use session_broker::telemetry;
+use session_broker::telemetry::Telemetry;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::spawn_blocking;
 use tracing::error;
@@ -138,11 +139,9 @@ fn run(command: BrokerCommand) -> Result<(), Box<dyn Error>> {
                 }
             });
             let config = load()?;
-            telemetry::init();
-            serve(config, Some(load), |address| format!("session-broker is listening on {address}\n"))
+            run_server(config, Some(load), |address| format!("session-broker is listening on {address}\n"))
         }
         BrokerCommand::Dev { listen } => {
-            telemetry::init();
             let postgres = ThrowAwayPostgres::start()?;
             let url = postgres.url("sample");
             let log = postgres.directory().join("log").display().to_string();
@@ -162,7 +161,7 @@ fn run(command: BrokerCommand) -> Result<(), Box<dyn Error>> {
                 ],
             )?;
             // PostgreSQL stops when `postgres` is dropped, after the broker has.
-            serve(config, None, |address| {
+            run_server(config, None, |address| {
                 format!(
                     "session-broker is ready on {address}, its PostgreSQL at {url} with its log in {log}\n\
                      First call:\n  \
@@ -177,13 +176,29 @@ fn run(command: BrokerCommand) -> Result<(), Box<dyn Error>> {
 /// Loads the configuration, at first and again.
 type Load = Arc<dyn Fn() -> Result<Config, ConfigError> + Send + Sync>;
 
+/// Serves with telemetry, to the end of which the runtime is needed.
+fn run_server(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> String) -> Result<(), Box<dyn Error>> {
+    let runtime = Runtime::new()?;
+    let telemetry = {
+        let _entered = runtime.enter();
+        Telemetry::start(&config.telemetry)?
+    };
+    let served = runtime.block_on(serve(config, load, telemetry.clone(), ready));
+    telemetry.stop();
+    served
+}
+
 /// Serves until SIGINT or SIGTERM; at SIGHUP, loads the configuration again.
-#[tokio::main]
-async fn serve(config: Config, load: Option<Load>, ready: impl FnOnce(&str) -> String) -> Result<(), Box<dyn Error>> {
+async fn serve(
+    config: Config,
+    load: Option<Load>,
+    telemetry: Telemetry,
+    ready: impl FnOnce(&str) -> String,
+) -> Result<(), Box<dyn Error>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     // Without anything to load, a hang-up ends the program, as it does others.
     let loading = load.map(|load| Ok::<_, io::Error>((load, signal(SignalKind::hangup())?))).transpose()?;
-    let server = Server::bind(config).await?;
+    let server = Server::bind(config, telemetry).await?;
     let reloader = server.reloader();
     let addresses: Vec<_> = server.addresses().iter().map(ToString::to_string).collect();
     write!(stdout(), "{}", ready(&addresses.join(", ")))?;

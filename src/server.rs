@@ -18,18 +18,21 @@ use crate::acceptor::{self, Acceptor, Address};
 use crate::broker::Broker;
 use crate::broker::commit::CommitTokens;
 use crate::broker::engine::Engine;
+use crate::broker::observer::Event;
 use crate::broker::profile::Profiles;
 use crate::config::{Config, ConfigError, EngineConfig};
 use crate::grpc::gate::Gate;
 use crate::grpc::transport::{self, Readiness};
 use crate::identity::{Authenticator, CurrentAuthenticator};
+use crate::operations::Operations;
 use crate::postgres::engine::PostgresEngine;
 use crate::random::random;
+use crate::telemetry::Telemetry;
 
 /// How long open calls, health watches among them, may hold up the transport once the sessions are drained.
 const TRANSPORT_GRACE: Duration = Duration::from_secs(2);
 
-/// Probes come one by one, and each in haste.
+/// Probes come one by one, and each in haste; so do the questions of an operator's browser, but for its one stream.
 const OPERATIONS_LIMITS: acceptor::Limits = acceptor::Limits {
     connections_max: 1000,
     handshake_timeout: Duration::from_secs(10),
@@ -42,13 +45,14 @@ const OPERATIONS_LIMITS: acceptor::Limits = acceptor::Limits {
 #[derive(Debug)]
 pub struct Server {
     acceptor: Acceptor,
-    /// For probes.
+    /// For probes and operators.
     operations: Option<Acceptor>,
     authenticator: CurrentAuthenticator,
     broker: Arc<Broker>,
     endpoint: String,
     drain_notice: Duration,
     drain_grace: Duration,
+    telemetry: Telemetry,
     config: Config,
 }
 
@@ -57,6 +61,7 @@ pub struct Server {
 pub struct Reloader {
     broker: Arc<Broker>,
     authenticator: CurrentAuthenticator,
+    telemetry: Telemetry,
     /// What is in effect.
     config: Config,
 }
@@ -91,11 +96,18 @@ impl Reloader {
                 warn!(section, "needs a restart to take effect");
             }
         }
+        if config.telemetry.query_text != before.telemetry.query_text {
+            warn!(section = "telemetry.query_text", "needs a restart to take effect");
+        }
+        if config.telemetry.log != before.telemetry.log {
+            self.telemetry.set_log(&config.telemetry.log);
+        }
         if config.authentication != before.authentication {
             self.authenticator.set(config.authentication.clone());
         }
         let (profiles, principals) = (config.profiles.profiles.len(), config.profiles.principals.len());
         self.config.profiles.clone_from(&config.profiles);
+        self.config.telemetry = config.telemetry;
         self.config.authentication = config.authentication;
         self.broker.set_profiles(config.profiles);
         info!(profiles, principals, "profiles reloaded");
@@ -115,7 +127,7 @@ impl Server {
     ///
     /// # Errors
     /// The port's with its address, a certificate's with its file.
-    pub async fn bind(config: Config) -> io::Result<Self> {
+    pub async fn bind(config: Config, telemetry: Telemetry) -> io::Result<Self> {
         let running = config.clone();
         let Config {
             listen,
@@ -126,6 +138,7 @@ impl Server {
             drain_notice,
             drain_grace,
             operations,
+            telemetry: _,
             profiles,
             limits,
             connections,
@@ -155,15 +168,32 @@ impl Server {
             },
             |key| CommitTokens::new(key.expose().as_bytes()),
         );
-        let broker = Arc::new(Broker::new(owner, engines, default_engine, profiles, limits, commit_tokens));
+        let observer = telemetry.observer();
+        let broker = Arc::new(Broker::new(owner, engines, default_engine, profiles, limits, commit_tokens, observer));
+        telemetry.watch(&broker);
         let authenticator = CurrentAuthenticator::new(Authenticator::new(authentication));
-        Ok(Self { acceptor, operations, authenticator, broker, endpoint, drain_notice, drain_grace, config: running })
+        Ok(Self {
+            acceptor,
+            operations,
+            authenticator,
+            broker,
+            endpoint,
+            drain_notice,
+            drain_grace,
+            telemetry,
+            config: running,
+        })
     }
 
     /// What takes another configuration while it runs.
     pub fn reloader(&self) -> Reloader {
-        let (broker, authenticator) = (self.broker.clone(), self.authenticator.clone());
-        Reloader { broker, authenticator, config: self.config.clone() }
+        let Self { broker, authenticator, telemetry, config, .. } = self;
+        Reloader {
+            broker: broker.clone(),
+            authenticator: authenticator.clone(),
+            telemetry: telemetry.clone(),
+            config: config.clone(),
+        }
     }
 
     /// Where it listens.
@@ -181,9 +211,23 @@ impl Server {
     /// # Errors
     /// The transport's.
     pub async fn run(self, signals: impl Stream<Item = ()>) -> Result<(), transport::Error> {
-        let Self { acceptor, operations, authenticator, broker, endpoint, drain_notice, drain_grace, config: _ } = self;
+        let Self {
+            acceptor,
+            operations,
+            authenticator,
+            broker,
+            endpoint,
+            drain_notice,
+            drain_grace,
+            telemetry,
+            config: _,
+        } = self;
         let mut signals = pin!(signals);
         let stop = CancellationToken::new();
+        let operations = operations.map(|acceptor| {
+            let metrics = Arc::new(move || telemetry.render());
+            (acceptor, Operations::new(broker.clone(), authenticator.clone(), metrics, stop.clone()))
+        });
         let gate = Gate::new(broker.clone(), authenticator);
         let (mut readiness, serving) =
             transport::serve(broker.clone(), gate, endpoint, acceptor, operations, stop.clone()).await;
@@ -221,17 +265,22 @@ impl Server {
     }
 }
 
-/// Keeps readiness true to the engines: ready while at least one of them answers. Never returns.
+/// Keeps readiness true to the engines: ready as soon as one of them answers, and until several looks in a row have found
+/// none that does. Never returns.
 async fn watch_engines(broker: &Broker, readiness: &mut Readiness) {
     /// How soon a database that comes is noticed.
     const WHILE_DOWN: Duration = Duration::from_secs(1);
     /// How soon one that goes is noticed; callers notice at once.
     const WHILE_UP: Duration = Duration::from_secs(5);
+    /// How many looks must find nothing: a restart of PostgreSQL is over before, and callers are not sent away for it.
+    const LOOKS: u32 = 3;
 
+    let mut found_nothing = 0;
     let mut reachable: BTreeMap<&str, bool> = BTreeMap::new();
     loop {
         for (name, engine) in broker.engines() {
             let answer = engine.probe().await;
+            broker.observer().observe(Event::EngineProbed { engine: name, reachable: answer.is_ok() });
             if reachable.insert(name, answer.is_ok()) != Some(answer.is_ok()) {
                 match &answer {
                     Ok(()) => info!(engine = %name, "engine is reachable"),
@@ -239,7 +288,12 @@ async fn watch_engines(broker: &Broker, readiness: &mut Readiness) {
                 }
             }
         }
-        readiness.set(reachable.values().any(|reachable| *reachable)).await;
+        found_nothing = if reachable.values().any(|reachable| *reachable) { 0 } else { found_nothing + 1 };
+        if found_nothing == 0 {
+            readiness.set(true).await;
+        } else if found_nothing >= LOOKS {
+            readiness.set(false).await;
+        }
         sleep(if reachable.values().all(|reachable| *reachable) { WHILE_UP } else { WHILE_DOWN }).await;
     }
 }

@@ -242,13 +242,15 @@ async fn a_caller_that_falls_silent_is_missed_within_the_keepalive() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fifty_sessions_are_attached_on_one_channel() {
     let database = Database::create();
-    let broker = Broker::start(&database).await;
+    // A busy machine is slow to give them a connection each.
+    let broker = Broker::start_with(&database, "pool_timeout = \"30s\"", "").await;
     let client = broker.client();
     let mut callers = tokio::task::JoinSet::new();
     for _ in 0..50 {
         let client = client.clone();
         callers.spawn(async move {
-            let session = Session::begin(client, leased_for_a_second()).await.unwrap();
+            let request = pb::BeginSessionRequest { lease_ttl: seconds(3), ..Default::default() };
+            let session = Session::begin(client, request).await.unwrap();
             let mut events = attached(&session).await;
             // The second heartbeat comes when the lease alone would have run out long ago.
             assert!(next(&mut events).await.state.unwrap().attached);

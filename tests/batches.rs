@@ -3,7 +3,7 @@
 use session_broker::grpc::pb;
 use tonic::Code;
 
-use crate::support::{Broker, Database, Failure, Session, int, millis, text};
+use crate::support::{Broker, Database, Failure, Session, int, millis, seconds, text};
 use pb::value::Kind;
 use pb::{Outcome, TransactionState};
 
@@ -307,8 +307,9 @@ async fn the_time_limit_is_for_all_statements_together() {
     let database = Database::create();
     let broker = Broker::start(&database).await;
     let session = broker.session().await;
-    let naps = sets("SELECT pg_sleep($1)", (0..10).map(|_| vec![Kind::DoubleValue(0.2)]));
-    let request = pb::ExecuteBatchRequest { timeout: millis(300), ..batch(vec![naps]) };
+    session.execute("SELECT 1").await.unwrap();
+    let naps = sets("SELECT pg_sleep($1)", (0..10).map(|_| vec![Kind::DoubleValue(0.4)]));
+    let request = pb::ExecuteBatchRequest { timeout: seconds(1), ..batch(vec![naps]) };
     let failure = session.execute_batch(request).await.unwrap_err();
     assert_eq!((failure.code, failure.reason.as_str()), (Code::DeadlineExceeded, "STATEMENT_TIMEOUT"));
     assert_eq!((failure.metadata["bound"].as_str(), place(&failure).0), ("timeout", Some("0")));

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use futures_util::FutureExt;
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
@@ -21,6 +23,7 @@ use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_types::StatusExt;
 
+use crate::proxy::Proxy;
 use crate::support::{
     COMMIT_TOKEN_KEY, Database, Failure, Session, first_row, for_everybody, int, text, until, wait_until,
 };
@@ -107,6 +110,13 @@ impl Program {
         log.parent().unwrap().to_owned()
     }
 
+    /// Where its operations port is: the line behind the ready line says so. To be asked once.
+    pub(crate) fn operations_address(&mut self) -> String {
+        let mut line = String::new();
+        self.output.read_line(&mut line).unwrap();
+        line.trim().strip_prefix("probes are answered on ").expect(&line).to_owned()
+    }
+
     /// How many lines it has logged that hold all of these.
     pub(crate) fn logged(&self, words: &[&str]) -> usize {
         let log = self.log.lock().unwrap();
@@ -148,7 +158,7 @@ pub(crate) fn program() -> Command {
 }
 
 /// The exit code of a program that ends by itself.
-fn exit_code(program: Program) -> Option<i32> {
+pub(crate) fn exit_code(program: Program) -> Option<i32> {
     let status = program.wait();
     assert_eq!(status.signal(), None);
     status.code()
@@ -213,7 +223,8 @@ async fn a_drain_under_load_loses_no_acknowledged_commit_and_types_every_refusal
 
     let database = Database::create();
     database.psql("CREATE TABLE entries (id bigint PRIMARY KEY); ALTER TABLE entries OWNER TO broker");
-    let broker = Program::serve(&database.url(), "");
+    // All of them wait for fifteen connections, which a busy machine is slow to give.
+    let broker = Program::serve(&database.url(), "pool_timeout = \"30s\"");
     let (numbers, acknowledged) = (Arc::new(AtomicI64::new(0)), Arc::<Mutex<Vec<i64>>>::default());
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {
@@ -293,9 +304,7 @@ async fn who_looks_at_readiness_has_a_notice_before_sessions_are_refused() {
 async fn probes_are_answered_on_a_port_of_their_own_in_grpc_and_in_http() {
     let database = Database::create();
     let mut broker = Program::serve(&database.url(), "[operations]\nlisten = \"127.0.0.1:0\"");
-    let mut line = String::new();
-    broker.output.read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("probes are answered on ").unwrap().to_owned();
+    let address = broker.operations_address();
     let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     let mut health = HealthClient::new(channel.clone());
     let request = |service: &str| HealthCheckRequest { service: service.into() };
@@ -324,7 +333,7 @@ async fn probes_are_answered_on_a_port_of_their_own_in_grpc_and_in_http() {
 }
 
 /// What a server answers to a GET.
-async fn get(address: &str, path: &str) -> String {
+pub(crate) async fn get(address: &str, path: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let request = format!("GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -367,6 +376,28 @@ async fn a_broker_without_its_database_starts_is_not_ready_and_recovers() {
     assert_eq!(status(ready.message().await.unwrap()), ServingStatus::Serving);
     session.execute("SELECT 1").await.unwrap();
     proxying.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readiness_outlasts_a_short_outage_and_not_a_long_one() {
+    let database = Database::create();
+    let proxy = Proxy::start(&database.url(), Duration::ZERO).await;
+    let broker = Program::serve(&proxy.url, "");
+    let endpoint = Endpoint::from_shared(format!("http://{}", broker.address)).unwrap();
+    let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+    let request = HealthCheckRequest { service: SESSION_SERVICE.into() };
+    let mut ready = health.watch(request).await.unwrap().into_inner();
+    let status = |answer: Option<HealthCheckResponse>| answer.unwrap().status();
+    while status(ready.message().await.unwrap()) != ServingStatus::Serving {}
+    proxy.refuse();
+    wait_until(|| broker.logged(&["engine is not reachable"]) == 1);
+    proxy.admit();
+    wait_until(|| broker.logged(&["engine is reachable"]) == 2);
+    assert!(ready.message().now_or_never().is_none(), "it was not ready for a moment");
+    proxy.refuse();
+    assert_eq!(status(ready.message().await.unwrap()), ServingStatus::NotServing);
+    proxy.admit();
+    assert_eq!(status(ready.message().await.unwrap()), ServingStatus::Serving);
 }
 
 #[test]

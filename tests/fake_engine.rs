@@ -14,6 +14,7 @@ use session_broker::broker::engine::{
 };
 use session_broker::broker::error::{Error, PgError};
 use session_broker::broker::notification::ChannelName;
+use session_broker::broker::observer::{Discard, TracePlace};
 use session_broker::broker::principal::Principal;
 use session_broker::broker::statement::{ResultLimits, ResultSet};
 use tokio::sync::Notify;
@@ -77,6 +78,8 @@ impl Gates {
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Counts {
     pub(crate) checked_out: u32,
+    /// Questions who stands in a backend's way.
+    pub(crate) asked: u32,
     pub(crate) released: u32,
     pub(crate) discarded: u32,
     /// Released while not idle: must stay zero.
@@ -156,6 +159,7 @@ impl Engine for FakeEngine {
     }
 
     async fn blockers(&self, _: &str, _: i32) -> Result<Vec<Blocker>, CheckoutError> {
+        self.counts.lock().unwrap().asked += 1;
         Ok(Vec::new())
     }
 
@@ -238,6 +242,7 @@ impl Connection for FakeConnection {
         begin: Option<&TransactionOptions>,
         work: &Work,
         _: ResultLimits,
+        _: Option<TracePlace>,
     ) -> Result<Vec<ResultSet>, Stopped> {
         let Work::Statements(statements, _) = work else { unreachable!("no test sets savepoints here") };
         self.log.lock().unwrap().push(statements[0].sql().to_owned());
@@ -297,12 +302,13 @@ impl Connection for FakeConnection {
         std::future::pending().await
     }
 
-    async fn release(mut self: Box<Self>) {
+    async fn release(mut self: Box<Self>) -> Option<Discard> {
         let idle = self.status == TransactionStatus::Idle;
         self.released = true;
         let mut counts = self.counts();
         counts.released += 1;
         counts.released_open += u32::from(!idle);
+        None
     }
 }
 

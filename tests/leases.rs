@@ -9,6 +9,7 @@ use rand::{RngExt, SeedableRng};
 use session_broker::broker::commit::CommitTokens;
 use session_broker::broker::error::{Bound, EndReason, Error, Exhausted};
 use session_broker::broker::grant::{Grant, Grants, Quotas};
+use session_broker::broker::observer::Nobody;
 use session_broker::broker::principal::Principal;
 use session_broker::broker::profile::{Limits, Profile, Profiles};
 use session_broker::broker::session::{CallOptions, ExecuteCall, Session, TransactionState};
@@ -26,7 +27,18 @@ pub(crate) fn broker(gates: Gates, profile: Profile, limits: Limits) -> (Broker,
     let profiles = profile.into();
     let engine = Arc::new(FakeEngine::new(gates));
     let engines = BTreeMap::from([("fake".to_owned(), engine.clone() as Arc<_>)]);
-    (Broker::new("test".into(), engines, "fake".into(), profiles, limits, CommitTokens::new(&[0; 32])), engine)
+    (
+        Broker::new(
+            "test".into(),
+            engines,
+            "fake".into(),
+            profiles,
+            limits,
+            CommitTokens::new(&[0; 32]),
+            Arc::new(Nobody),
+        ),
+        engine,
+    )
 }
 
 fn open_broker() -> (Broker, Arc<FakeEngine>) {
@@ -223,7 +235,8 @@ async fn a_principal_has_its_own_profiles() {
         principals: [("billing".to_owned(), slow_only), ("*".to_owned(), Grant::default())].into_iter().collect(),
     };
     let tokens = CommitTokens::new(&[0; 32]);
-    let broker = Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens);
+    let broker =
+        Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens, Arc::new(Nobody));
     let begin = |principal: &str, profile: &str| {
         let request = BeginSession { profile: profile.to_owned(), ..BeginSession::default() };
         broker.begin_session(&Principal::new(principal), request).map(|granted| granted.lease_ttl)
@@ -261,7 +274,8 @@ async fn a_principals_quotas_are_its_own_and_what_ends_is_free_again() {
     };
     let engines = BTreeMap::from([("fake".to_owned(), Arc::new(FakeEngine::new(Gates::OPEN)) as Arc<_>)]);
     let tokens = CommitTokens::new(&[0; 32]);
-    let broker = Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens);
+    let broker =
+        Broker::new("test".into(), engines, "fake".into(), profiles, Limits::default(), tokens, Arc::new(Nobody));
     let begin = |principal: &str| {
         let granted = broker.begin_session(&Principal::new(principal), BeginSession::default());
         granted.map(|granted| granted.session)

@@ -39,6 +39,7 @@ mod notifications;
 mod profiles;
 
 mod admin;
+mod operations;
 
 mod acceptor;
 mod cancel_network;
@@ -54,6 +55,7 @@ mod lost_answers;
 #[cfg(target_os = "linux")]
 mod hostile;
 mod secrets;
+mod telemetry;
 mod trust;
 
 mod abandoned;

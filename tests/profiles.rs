@@ -673,15 +673,15 @@ const REFUSED: [&str; 2] = ["\"level\":\"ERROR\"", "\"message\":\"configuration 
 const NEEDS_RESTART: [&str; 2] = ["\"level\":\"WARN\"", "\"message\":\"needs a restart to take effect\""];
 
 /// The program, serving with a configuration file that can be rewritten.
-struct Served {
-    program: Program,
+pub(crate) struct Served {
+    pub(crate) program: Program,
     directory: TempDir,
     /// The engine's.
     url: String,
 }
 
 impl Served {
-    fn start(database: &Database, sections: &str) -> Self {
+    pub(crate) fn start(database: &Database, sections: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let url = database.url();
         let file = write(&directory, &url, sections);
@@ -693,7 +693,7 @@ impl Served {
         self.directory.path().join("broker.toml")
     }
 
-    fn write(&self, sections: &str) {
+    pub(crate) fn write(&self, sections: &str) {
         self.write_for(&self.url, sections);
     }
 
@@ -703,7 +703,7 @@ impl Served {
     }
 
     /// Has it read the file anew, and waits until it says what came of that.
-    fn hang_up(&self, said: &[&str]) {
+    pub(crate) fn hang_up(&self, said: &[&str]) {
         let before = self.program.logged(said);
         self.program.signal("HUP");
         wait_until(|| self.program.logged(said) > before);

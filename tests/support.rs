@@ -17,6 +17,7 @@ use session_broker::grpc::pb::bulk_service_client::BulkServiceClient;
 use session_broker::grpc::pb::session_service_client::SessionServiceClient;
 use session_broker::grpc::pb::transaction_service_client::TransactionServiceClient;
 use session_broker::server;
+use session_broker::telemetry::Telemetry;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -199,7 +200,7 @@ impl Broker {
         let file = directory.path().join("broker.toml");
         std::fs::write(&file, toml).unwrap();
         let config = Config::load(Some(&file), []).unwrap_or_else(|error| panic!("{error}"));
-        let server = server::Server::bind(config).await.unwrap();
+        let server = server::Server::bind(config, Telemetry::local()).await.unwrap();
         let address = server.addresses()[0].to_string();
         let stop = CancellationToken::new();
         let stopped = stop.clone().cancelled_owned();

@@ -4,6 +4,8 @@
 //! allowed or refused, leaves one line in the audit log, whatever becomes of it; nothing shown here holds SQL, a
 //! parameter's value or a token.
 
+pub mod watch;
+
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -58,7 +60,7 @@ const PROBE: Duration = Duration::from_secs(5);
 /// The longest text of why an engine does not answer.
 const CAUSE_BYTES_MAX: usize = 512;
 
-/// An operator's call, by its name in the protocol.
+/// An operator's call, by its name in the protocol; the last two are the operations port's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the names are the protocol's")]
 pub enum AdminCall {
@@ -66,6 +68,8 @@ pub enum AdminCall {
     TerminateSession,
     ListEngines,
     Drain,
+    WatchSessions,
+    DebugSessions,
 }
 
 impl fmt::Display for AdminCall {
@@ -75,6 +79,8 @@ impl fmt::Display for AdminCall {
             Self::TerminateSession => "TerminateSession",
             Self::ListEngines => "ListEngines",
             Self::Drain => "Drain",
+            Self::WatchSessions => "WatchSessions",
+            Self::DebugSessions => "DebugSessions",
         })
     }
 }

@@ -15,6 +15,7 @@ use super::commit::{Cluster, ClusterXid, Resolution};
 use super::connect::ConnectOverrides;
 use super::error::{Error, Exhausted, PgError};
 use super::notification::{ChannelName, ListenEvent};
+use super::observer::{Discard, TracePlace};
 use super::principal::Principal;
 use super::statement::{ResultFormat, ResultLimits, ResultSet, Statement};
 use super::stream::Sink;
@@ -201,7 +202,8 @@ pub trait Connection: Send {
     fn xid(&self) -> Option<u64>;
 
     /// Does the work to its end, in a transaction begun in the same round trip when `begin` is given: one result for each
-    /// statement. On return PostgreSQL is ready for more, unless the connection is lost.
+    /// statement. On return PostgreSQL is ready for more, unless the connection is lost. `place` is where the work stands
+    /// in a trace, which PostgreSQL may be told.
     ///
     /// # Cancel safety
     /// None: a dropped future leaves the connection in the middle of an answer. Drop the connection too.
@@ -210,6 +212,7 @@ pub trait Connection: Send {
         begin: Option<&TransactionOptions>,
         work: &Work,
         limits: ResultLimits,
+        place: Option<TracePlace>,
     ) -> Result<Vec<ResultSet>, Stopped>;
 
     /// Commits and tells the truth about it.
@@ -230,11 +233,12 @@ pub trait Connection: Send {
     /// Safe to drop and call again.
     async fn lost(&mut self) -> Lost;
 
-    /// Gives the connection back: proven idle, cleaned of all session state, both within a bound; closes it otherwise.
+    /// Gives the connection back: proven idle, cleaned of all session state, both within a bound; closes it otherwise, and
+    /// says why.
     ///
     /// # Cancel safety
     /// Dropping the future discards the connection.
-    async fn release(self: Box<Self>);
+    async fn release(self: Box<Self>) -> Option<Discard>;
 }
 
 /// What a listener is told. Dropped, it listens no more.

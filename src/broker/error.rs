@@ -250,6 +250,21 @@ pub enum EndReason {
 }
 
 impl EndReason {
+    /// Its name in the protocol.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "CLOSED",
+            Self::LeaseExpired => "LEASE_EXPIRED",
+            Self::MaxAge => "MAX_AGE",
+            Self::IdleTimeout => "IDLE_TIMEOUT",
+            Self::TransactionDeadline => "TRANSACTION_DEADLINE",
+            Self::Disconnected => "DISCONNECTED",
+            Self::Terminated => "TERMINATED",
+            Self::Drained => "DRAINED",
+            Self::BackendLost => "BACKEND_LOST",
+        }
+    }
+
     /// Whether the broker ended the session of its own accord.
     pub(super) fn is_reaping(self) -> bool {
         match self {

@@ -15,8 +15,47 @@ pub enum Kind {
     Other,
 }
 
-/// Tells what `sql` is, or what is wrong with it and which RPC to use instead.
-pub(super) fn check(sql: &str) -> Result<Kind, String> {
+/// The words that statements are counted by. All others are `OTHER`, so that callers make no more of them.
+const OPERATIONS: [&str; 35] = [
+    "ALTER",
+    "ANALYZE",
+    "CALL",
+    "CHECKPOINT",
+    "CLOSE",
+    "CLUSTER",
+    "COMMENT",
+    "CREATE",
+    "DEALLOCATE",
+    "DECLARE",
+    "DELETE",
+    "DISCARD",
+    "DO",
+    "DROP",
+    "EXECUTE",
+    "EXPLAIN",
+    "FETCH",
+    "GRANT",
+    "INSERT",
+    "LISTEN",
+    "LOCK",
+    "MERGE",
+    "MOVE",
+    "NOTIFY",
+    "PREPARE",
+    "REFRESH",
+    "REINDEX",
+    "RESET",
+    "REVOKE",
+    "SET",
+    "SHOW",
+    "TRUNCATE",
+    "UNLISTEN",
+    "UPDATE",
+    "VACUUM",
+];
+
+/// Tells what `sql` is and does, in a word, or what is wrong with it and which RPC to use instead.
+pub(super) fn check(sql: &str) -> Result<(Kind, &'static str), String> {
     let mut tokens = Tokens(sql);
     // PostgreSQL drops empty statements: "; COMMIT" is a COMMIT.
     let Some(first) = tokens.find(|token| !matches!(token, Token::Other(';'))) else {
@@ -32,12 +71,40 @@ pub(super) fn check(sql: &str) -> Result<Kind, String> {
             "call Commit; two-phase commit is not offered"
         }
         "COPY" => return Err("is a COPY, which Execute cannot do: use INSERT or SELECT".into()),
-        "SELECT" | "WITH" | "VALUES" | "TABLE" => return Ok(Kind::Query),
-        "" if matches!(first, Token::Other('(')) => return Ok(Kind::Query),
-        "INSERT" | "UPDATE" | "DELETE" | "MERGE" => return Ok(Kind::Change),
-        _ => return Ok(Kind::Other),
+        "SELECT" | "WITH" | "VALUES" | "TABLE" => return Ok((Kind::Query, "SELECT")),
+        "" if matches!(first, Token::Other('(')) => return Ok((Kind::Query, "SELECT")),
+        word => {
+            let operation = OPERATIONS.into_iter().find(|operation| *operation == word);
+            let kind = match word {
+                "INSERT" | "UPDATE" | "DELETE" | "MERGE" => Kind::Change,
+                _ => Kind::Other,
+            };
+            return Ok((kind, operation.unwrap_or("OTHER")));
+        }
     };
     Err(format!("{} controls the transaction: {instead}", first.keyword()))
+}
+
+/// The table that a statement is first seen to be about, as it is written. It is looked for before the first quote only,
+/// behind which there may be a value.
+pub(super) fn target(sql: &str) -> Option<&str> {
+    let unquoted = &sql[..sql.find(['\'', '"', '$']).unwrap_or(sql.len())];
+    let mut tokens = Tokens(unquoted);
+    tokens.find(|token| matches!(token.keyword().as_str(), "FROM" | "INTO" | "UPDATE" | "TABLE"))?;
+    let mut rest = tokens.0;
+    loop {
+        let start = skip_trivia(rest);
+        let end = start.find(|c| !is_word(c) && c != '.').unwrap_or(start.len());
+        let name = &start[..end];
+        rest = &start[end..];
+        // They stand before a name.
+        if ["EXISTS", "IF", "LATERAL", "NOT", "ONLY"].contains(&name.to_ascii_uppercase().as_str()) {
+            continue;
+        }
+        // One that is cut short by a quote is not all of it.
+        let is_whole = !rest.is_empty() || unquoted.len() == sql.len();
+        return (is_whole && name.starts_with(is_word_start)).then_some(name);
+    }
 }
 
 /// A query as a part of another statement: without the empty statements before and behind it. Comments that look like the
@@ -139,7 +206,7 @@ fn skip_block_comment(sql: &str) -> &str {
 mod tests {
     use proptest::prelude::*;
 
-    use super::{Kind, bare, check};
+    use super::{Kind, bare, check, target};
 
     #[test]
     fn a_bare_query_has_nothing_before_or_behind_it() {
@@ -205,16 +272,37 @@ mod tests {
     }
 
     #[test]
-    fn the_leading_word_tells_the_kind() {
-        for (sql, kind) in [
-            ("select 1", Kind::Query),
-            ("/* x */ ((SELECT 1))", Kind::Query),
-            ("With a AS (SELECT 1) INSERT INTO t TABLE a", Kind::Query),
-            ("merge into t", Kind::Change),
-            ("SET x = 1", Kind::Other),
-            ("selection", Kind::Other),
+    fn the_leading_word_tells_kind_and_operation() {
+        for (sql, kind, operation) in [
+            ("select 1", Kind::Query, "SELECT"),
+            ("/* x */ ((SELECT 1))", Kind::Query, "SELECT"),
+            ("With a AS (SELECT 1) INSERT INTO t TABLE a", Kind::Query, "SELECT"),
+            ("merge into t", Kind::Change, "MERGE"),
+            ("SET x = 1", Kind::Other, "SET"),
+            ("selection", Kind::Other, "OTHER"),
         ] {
-            assert_eq!(check(sql), Ok(kind), "{sql:?}");
+            assert_eq!(check(sql), Ok((kind, operation)), "{sql:?}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_a_table_and_never_a_value() {
+        for (sql, expected) in [
+            ("SELECT a, b FROM accounts WHERE id = $1", Some("accounts")),
+            ("select 1 from only shop.accounts", Some("shop.accounts")),
+            ("INSERT INTO accounts (id) VALUES ('secret')", Some("accounts")),
+            ("UPDATE accounts SET owner = 'secret'", Some("accounts")),
+            ("DELETE FROM accounts", Some("accounts")),
+            ("DROP TABLE IF EXISTS accounts", Some("accounts")),
+            ("SELECT 'x from secret'", None),
+            ("SELECT $$ from secret$$", None),
+            ("SELECT 1 FROM \"secret\"", None),
+            ("SELECT 1 FROM shop.\"secret\"", None),
+            ("SELECT 1 FROM (SELECT 2)", None),
+            ("SELECT extract(year FROM 20261122)", None),
+            ("SELECT 1", None),
+        ] {
+            assert_eq!(target(sql), expected, "{sql:?}");
         }
     }
 

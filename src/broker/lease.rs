@@ -36,8 +36,8 @@ enum Keeper {
 /// What to do about a lease at some instant.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Judgement {
-    /// It is over.
-    Expired(EndReason),
+    /// It has been over since then.
+    Expired(EndReason, Instant),
     /// It holds; it cannot run out before this instant.
     HoldsUntil(Instant),
 }
@@ -107,7 +107,7 @@ impl Lease {
         }
         let (at, reason) = first;
         match self.keeper {
-            _ if now >= at => Judgement::Expired(reason),
+            _ if now >= at => Judgement::Expired(reason, at),
             Keeper::Caller | Keeper::Stream => Judgement::HoldsUntil(at),
             // A call renews it for its ttl, which may be shorter than the grace.
             Keeper::Nobody => Judgement::HoldsUntil(at.min(now + self.ttl)),
@@ -157,7 +157,7 @@ mod tests {
         let lease = Lease::grant(now, 10 * SECOND, 60 * SECOND);
         let due = now + 10 * SECOND;
         assert_eq!(lease.judge(due - Duration::from_nanos(1), None), Judgement::HoldsUntil(due));
-        assert_eq!(lease.judge(due, None), Judgement::Expired(EndReason::LeaseExpired));
+        assert_eq!(lease.judge(due, None), Judgement::Expired(EndReason::LeaseExpired, due));
     }
 
     #[test]
@@ -167,7 +167,7 @@ mod tests {
         lease.renew(now + 9 * SECOND);
         assert_eq!(lease.remaining(now + 9 * SECOND), 6 * SECOND);
         lease.used(now + 14 * SECOND, SECOND);
-        assert_eq!(lease.judge(now + 15 * SECOND, None), Judgement::Expired(EndReason::MaxAge));
+        assert_eq!(lease.judge(now + 15 * SECOND, None), Judgement::Expired(EndReason::MaxAge, now + 15 * SECOND));
     }
 
     #[test]
@@ -177,7 +177,8 @@ mod tests {
         lease.renew(now + 9 * SECOND);
         assert_eq!(lease.idle_since(), now);
         let idle_end = Some(lease.idle_since() + 12 * SECOND);
-        assert_eq!(lease.judge(now + 12 * SECOND, idle_end), Judgement::Expired(EndReason::IdleTimeout));
+        let expired = Judgement::Expired(EndReason::IdleTimeout, now + 12 * SECOND);
+        assert_eq!(lease.judge(now + 12 * SECOND, idle_end), expired);
         lease.used(now + 11 * SECOND, SECOND);
         assert_eq!(lease.idle_since(), now + 11 * SECOND);
     }
@@ -190,10 +191,16 @@ mod tests {
         assert_eq!(lease.judge(now + 50 * SECOND, None), Judgement::HoldsUntil(now + 60 * SECOND));
         assert_eq!(lease.remaining(now + 20 * SECOND), 10 * SECOND);
         lease.detach(now + 20 * SECOND, 2 * SECOND);
-        assert_eq!(lease.judge(now + 22 * SECOND, None), Judgement::Expired(EndReason::Disconnected));
+        assert_eq!(
+            lease.judge(now + 22 * SECOND, None),
+            Judgement::Expired(EndReason::Disconnected, now + 22 * SECOND)
+        );
         // A call that was under way says nothing of its caller.
         lease.used(now + 21 * SECOND, 2 * SECOND);
-        assert_eq!(lease.judge(now + 23 * SECOND, None), Judgement::Expired(EndReason::Disconnected));
+        assert_eq!(
+            lease.judge(now + 23 * SECOND, None),
+            Judgement::Expired(EndReason::Disconnected, now + 23 * SECOND)
+        );
         // One that begins does.
         lease.renew(now + 22 * SECOND);
         lease.used(now + 22 * SECOND, 2 * SECOND);

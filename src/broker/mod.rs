@@ -29,9 +29,12 @@ pub mod run;
 
 pub mod admin;
 
+pub mod observer;
+
 mod account;
 mod lease;
 mod reaper;
+mod record;
 mod registry;
 mod terms;
 mod transaction;
@@ -52,17 +55,19 @@ pub use session::attach;
 pub use transaction::Verdict;
 
 use account::{Accounts, Resource, Taken};
+use admin::watch::LookoutPost;
 use commit::{CommitTokens, Resolution};
 use connect::ConnectOverrides;
 use engine::{Engine, IsolationLevel};
 use error::{EndReason, Error, Exhausted};
 use grant::Quotas;
 use idempotency::Outcomes;
+use observer::{Event, Observer};
 use principal::Principal;
 use profile::{Limits, Profiles, ReaperMode};
 use reaper::Place;
 use registry::Registry;
-use session::{Life, Session};
+use session::{Life, Session, TransactionState};
 use terms::{Offers, Terms};
 use token::{SessionId, SessionToken};
 
@@ -114,11 +119,18 @@ struct Shared {
     offers: watch::Sender<Arc<Offers>>,
     /// Set when an operator has asked for the broker to be drained: within that grace, if one was named.
     drain_asked: SetOnce<Option<Duration>>,
+    /// Looks for operators who watch, while there are any.
+    lookout: LookoutPost,
     reaper_mode: ReaperMode,
     would_have_reaped: AtomicU64,
+    observer: Arc<dyn Observer>,
 }
 
 impl Shared {
+    fn tell(&self, event: Event<'_>) {
+        self.observer.observe(event);
+    }
+
     /// Has the reaper look at a session, and again when its lease can first run out.
     fn watch(&self, id: SessionId) {
         // A reaper that has gone has gone with the broker: nobody is left to need it.
@@ -207,6 +219,7 @@ impl Broker {
         profiles: Profiles,
         limits: Limits,
         commit_tokens: CommitTokens,
+        observer: Arc<dyn Observer>,
     ) -> Self {
         assert!(engines.contains_key(&default_engine), "the configuration names an existing default engine");
         let (orders, received) = mpsc::unbounded_channel();
@@ -226,6 +239,8 @@ impl Broker {
             stopping: CancellationToken::new(),
             offers: watch::Sender::new(Arc::new(Offers::new(profiles))),
             drain_asked: SetOnce::new(),
+            lookout: LookoutPost::default(),
+            observer,
         });
         let sessions = shared.clone();
         let reaper = tokio::spawn(reaper::run(received, move |id| sessions.registry.get(id)));
@@ -284,6 +299,33 @@ impl Broker {
         self.shared.would_have_reaped.load(Ordering::Relaxed)
     }
 
+    /// Whoever watches it.
+    pub fn observer(&self) -> &Arc<dyn Observer> {
+        &self.shared.observer
+    }
+
+    /// Whether it is about to stop.
+    pub fn is_draining(&self) -> bool {
+        self.shared.is_draining()
+    }
+
+    /// How many sessions are live, by their engine's name and where their transaction stands.
+    pub fn count_sessions(&self) -> BTreeMap<(&str, TransactionState), usize> {
+        let mut counts = BTreeMap::new();
+        for name in self.engines.keys() {
+            for state in [TransactionState::None, TransactionState::Open, TransactionState::Failed] {
+                counts.insert((name.as_str(), state), 0);
+            }
+        }
+        for session in self.shared.registry.sessions() {
+            let engine = self.engines.get_key_value(session.engine().name());
+            if let (Some((name, _)), Ok(state)) = (engine, session.transaction_state()) {
+                *counts.entry((name.as_str(), state)).or_default() += 1;
+            }
+        }
+        counts
+    }
+
     /// Grants a session. Touches no database.
     ///
     /// # Errors
@@ -312,6 +354,7 @@ impl Broker {
             end_without_grant(&session);
             return Err(forbidden);
         }
+        self.shared.tell(Event::SessionBegan { engine: session.engine().name() });
         info!(
             session.id = %session.id(), %principal, engine = %session.engine().name(),
             profile = session.profile_name(), lease.ttl = ?lease_ttl, "session began"

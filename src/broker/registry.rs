@@ -105,6 +105,14 @@ impl Registry {
         self.lock().sessions.values().map(|known| known.session.clone()).collect()
     }
 
+    /// The remembered that ended last, so many at most, the latest first, and when they ended.
+    pub(super) fn ended_last(&self, count: usize) -> Vec<(Instant, Arc<Session>)> {
+        let mut entries = self.lock();
+        entries.forget_old(&self.limits, Instant::now());
+        let last = entries.tombstones.iter().rev().take(count);
+        last.filter_map(|(at, id)| Some((*at, entries.sessions.get(id)?.session.clone()))).collect()
+    }
+
     /// How many sessions are live.
     pub(super) fn live(&self) -> usize {
         self.lock().live()

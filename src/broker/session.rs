@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tracing::info;
+use tracing::{Span, info};
 
 use super::account::{Resource, Taken};
 use super::admin::AUDIT;
@@ -25,6 +25,7 @@ use super::connect::ConnectOverrides;
 use super::engine::{Engine, EngineInfo, IsolationLevel, SavepointAction, SavepointName, TransactionOptions, Work};
 use super::error::{Bound, EndReason, Error, Exhausted, Failure};
 use super::lease::{Judgement, Lease};
+use super::observer::{Event, Observer, TracePlace};
 use super::principal::Principal;
 use super::profile::{Class, Profile, ReaperMode};
 use super::reaper::Place;
@@ -54,6 +55,8 @@ pub struct Session {
     engine: Arc<dyn Engine>,
     terms: Arc<Terms>,
     labels: BTreeMap<String, String>,
+    /// Where it was begun, if that is traced.
+    origin: Option<TracePlace>,
     shared: Arc<Shared>,
     /// One permit: calls take it in arrival order.
     turns: Semaphore,
@@ -226,7 +229,7 @@ pub struct SessionState {
 }
 
 /// Where a session's transaction stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum TransactionState {
     /// There is none.
     None,
@@ -376,6 +379,7 @@ impl Session {
             engine,
             terms,
             labels,
+            origin: shared.observer.here(),
             shared,
             turns: Semaphore::new(1),
             state: Mutex::new(state),
@@ -484,7 +488,7 @@ impl Session {
             deadline: self.deadline(class, timeout, grpc_deadline),
             answer_by: grpc_deadline,
             running: Stoppable::new(),
-            call: Call { turn, numbered, reply },
+            call: Call { turn, numbered, reply, span: Span::current() },
         })));
         Ok(answer)
     }
@@ -528,7 +532,7 @@ impl Session {
             return verdict.answer(Some(turn.finish(Progress::Unchanged)));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Commit { answer_by: grpc_deadline, turn, reply });
+        self.dispatch(Command::Commit { answer_by: grpc_deadline, turn, reply, span: Span::current() });
         self.answered(answer).await
     }
 
@@ -542,7 +546,7 @@ impl Session {
             return Ok(turn.finish(Progress::Unchanged));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Rollback { turn, reply });
+        self.dispatch(Command::Rollback { turn, reply, span: Span::current() });
         self.answered(answer).await
     }
 
@@ -561,7 +565,7 @@ impl Session {
             return Ok(self.end(EndReason::Closed));
         }
         let (reply, answer) = oneshot::channel();
-        self.dispatch(Command::Close { turn, reply });
+        self.dispatch(Command::Close { turn, reply, span: Span::current() });
         match self.answered(answer).await {
             Err(Failure { error: Error::SessionEnded(reason), .. }) => Ok(reason),
             closed => closed,
@@ -608,6 +612,7 @@ impl Session {
         self.expire_at(now);
         let mut state = self.lock();
         state.alive()?;
+        self.shared.tell(Event::LeaseRenewed { remaining: state.lease.remaining(now) });
         state.lease.renew(now);
         Ok(self.snapshot(&state, now))
     }
@@ -699,6 +704,32 @@ impl Session {
         proven && own
     }
 
+    /// Where its transaction stands, or why it ended.
+    pub(super) fn transaction_state(&self) -> Result<TransactionState, EndReason> {
+        match &self.lock().phase {
+            Phase::Idle => Ok(TransactionState::None),
+            Phase::Open(open) if open.failed => Ok(TransactionState::Failed),
+            Phase::Open(_) => Ok(TransactionState::Open),
+            Phase::Ended(reason) => Err(*reason),
+        }
+    }
+
+    /// Why it ended, if it has.
+    pub(super) fn end_reason(&self) -> Option<EndReason> {
+        self.transaction_state().err()
+    }
+
+    pub(super) fn observer(&self) -> &dyn Observer {
+        &*self.shared.observer
+    }
+
+    /// Links a span to where the session was begun.
+    pub(super) fn link(&self, span: &Span) {
+        if let Some(origin) = self.origin {
+            self.shared.observer.link(span, origin);
+        }
+    }
+
     /// The session's state as of now, or why it ended.
     pub fn state(&self) -> Result<SessionState, EndReason> {
         let now = Instant::now();
@@ -734,8 +765,8 @@ impl Session {
             0 => match state.lease.judge(now, idle_end) {
                 // A transaction may end meanwhile, and the session be idle from then on.
                 Judgement::HoldsUntil(due) => Some(due.min(now + idle_timeout)),
-                Judgement::Expired(reason) => {
-                    self.reap(state, reason);
+                Judgement::Expired(reason, since) => {
+                    self.reap(state, reason, now - since);
                     None
                 }
             },
@@ -756,20 +787,22 @@ impl Session {
         match state.phase {
             Phase::Ended(_) => None,
             Phase::Idle | Phase::Open(_) if now < end => Some(end),
-            Phase::Idle | Phase::Open(_) => self.reap(state, EndReason::IdleTimeout).then_some(now + limit),
+            Phase::Idle | Phase::Open(_) => self.reap(state, EndReason::IdleTimeout, now - end).then_some(now + limit),
         }
     }
 
     /// Ends a session whose time is over; or counts it once, and lets it live: whether it does.
-    fn reap(&self, mut state: MutexGuard<'_, State>, reason: EndReason) -> bool {
+    fn reap(&self, mut state: MutexGuard<'_, State>, reason: EndReason, late: Duration) -> bool {
         match self.shared.reaper_mode {
             ReaperMode::On => {
                 self.end_locked(state, reason);
+                self.shared.tell(Event::SessionReaped { late });
                 false
             }
             ReaperMode::DryRun => {
                 if !std::mem::replace(&mut state.spared, true) {
                     let count = self.shared.would_have_reaped.fetch_add(1, Ordering::Relaxed) + 1;
+                    self.shared.tell(Event::SessionSpared);
                     info!(
                         session.id = %self.id(), would.end_reason = %reason, would.have_reaped = count,
                         "session would have been reaped"
@@ -835,6 +868,7 @@ impl Session {
         match self.life {
             Life::Leased => {
                 self.shared.bury(self.id(), place);
+                self.shared.tell(Event::SessionEnded { engine: self.engine.name(), reason });
                 info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
             }
             Life::OneShot => self.shared.registry.forget(self.id()),
@@ -862,11 +896,17 @@ impl Session {
     fn enter(self: &Arc<Self>) -> Result<Ticket, Failure> {
         let now = Instant::now();
         self.expire_at(now);
+        if self.origin.is_some() {
+            self.link(&Span::current());
+        }
         let mut state = self.lock();
         state.alive()?;
         // Calls that follow one another without a gap would keep it for ever.
         if state.calls > 0 && state.lease.until_end(now).is_zero() && self.shared.reaper_mode == ReaperMode::On {
             return Err(Error::SessionEnded(EndReason::MaxAge).into());
+        }
+        if self.life == Life::Leased {
+            self.shared.tell(Event::LeaseRenewed { remaining: state.lease.remaining(now) });
         }
         state.lease.renew(now);
         if state.calls >= self.profile().session_queue_max {

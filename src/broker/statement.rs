@@ -29,6 +29,7 @@ pub const BATCH_MAX: usize = 10_000;
 pub struct Statement {
     sql: Arc<str>,
     kind: Kind,
+    operation: &'static str,
     may_set: bool,
     may_notify: bool,
     parameters: Vec<Parameter>,
@@ -66,9 +67,10 @@ impl Statement {
         if sql.contains('\0') {
             return Err(Error::invalid("sql", "holds a NUL character, which PostgreSQL cannot store"));
         }
-        let kind = guard::check(&sql).map_err(|problem| Error::invalid("sql", problem))?;
+        let (kind, operation) = guard::check(&sql).map_err(|problem| Error::invalid("sql", problem))?;
         let (may_set, may_notify) = (mentions(&sql, b"set_config"), mentions(&sql, b"notify"));
-        let statement = Self { sql: sql.into(), kind, may_set, may_notify, parameters: Vec::new(), expectation: None };
+        let statement =
+            Self { sql: sql.into(), kind, operation, may_set, may_notify, parameters: Vec::new(), expectation: None };
         statement.with(parameters)
     }
 
@@ -113,6 +115,22 @@ impl Statement {
     /// What its leading word says of it.
     pub fn kind(&self) -> Kind {
         self.kind
+    }
+
+    /// What it does, in a word of SQL's: one of a few dozen.
+    pub fn operation(&self) -> &'static str {
+        self.operation
+    }
+
+    /// What it does to which table, as far as its beginning tells; no value of it.
+    pub(super) fn summary(&self) -> String {
+        /// Longer names are nobody's.
+        const NAME_BYTES_MAX: usize = 127;
+
+        match guard::target(&self.sql).filter(|name| name.len() <= NAME_BYTES_MAX) {
+            Some(name) => format!("{} {name}", self.operation),
+            None => self.operation.to_owned(),
+        }
     }
 
     /// Whether its text names set_config, a SELECT that is a SET.

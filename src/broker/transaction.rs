@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{Span, error, info, warn};
 
 use super::commit::{ClusterXid, Resolution, TransactionId};
 use super::engine::{
@@ -19,6 +19,8 @@ use super::engine::{
     StatementError, Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use super::error::{Bound, EndReason, Error, Failure};
+use super::observer::{Discard, Event};
+use super::record::Record;
 use super::session::{Committed, Executed, Numbered, Progress, Session, SessionState, Stoppable, Turn};
 use super::statement::{ResultLimits, ResultSet};
 
@@ -57,6 +59,16 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// The outcome's name in the protocol.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Committed(_) => "COMMITTED",
+            Self::NothingWritten => "NOTHING_WRITTEN",
+            Self::RolledBack => "ROLLED_BACK",
+            Self::Unknown(_) => "UNKNOWN",
+        }
+    }
+
     /// The answer to a commit with this verdict.
     pub(super) fn answer(self, state: Option<SessionState>) -> Result<Committed, Failure> {
         match self.error() {
@@ -79,9 +91,9 @@ impl Verdict {
 #[derive(Debug)]
 pub(super) enum Command {
     Execute(Box<Execute>),
-    Commit { answer_by: Option<Instant>, turn: Turn, reply: Reply<Committed> },
-    Rollback { turn: Turn, reply: Reply<SessionState> },
-    Close { turn: Turn, reply: Reply<EndReason> },
+    Commit { answer_by: Option<Instant>, turn: Turn, reply: Reply<Committed>, span: Span },
+    Rollback { turn: Turn, reply: Reply<SessionState>, span: Span },
+    Close { turn: Turn, reply: Reply<EndReason>, span: Span },
 }
 
 #[derive(Debug)]
@@ -105,12 +117,14 @@ pub(super) struct Call {
     pub(super) turn: Turn,
     pub(super) numbered: Option<Numbered>,
     pub(super) reply: Reply<Executed>,
+    /// The call's, of which spans are part.
+    pub(super) span: Span,
 }
 
 impl Call {
     /// Answers a call that ran something; a repeat of it will be answered alike.
     fn answer(self, progress: Progress, ran: Result<(Vec<ResultSet>, Option<Verdict>), Failed>) {
-        let Self { turn, numbered, reply } = self;
+        let Self { turn, numbered, reply, span: _ } = self;
         let state = turn.settle(progress);
         let answer = match ran {
             Ok((results, verdict)) => Ok(Executed { results, verdict, state }),
@@ -140,6 +154,8 @@ struct Failed {
 /// Who waits for a commit, and for how long.
 struct Committing {
     answer_by: Option<Instant>,
+    /// The call's.
+    span: Span,
     caller: CommitCaller,
 }
 
@@ -209,9 +225,20 @@ pub(super) async fn run(
     deadline: Instant,
 ) {
     let first = Execute { deadline: first.deadline.or_earlier(deadline, Bound::TransactionTimeout), ..first };
+    let mut record = Record::begin(session.clone(), &first.call.span);
     let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
+    record.connected();
     session.set_backend(connection.backend_pid(), connection.host());
-    let mut transaction = Transaction { session, connection, commands, deadline, id: None, savepoints: Vec::new() };
+    let mut transaction = Transaction {
+        session,
+        connection,
+        commands,
+        deadline,
+        id: None,
+        savepoints: Vec::new(),
+        record,
+        verdict: Verdict::RolledBack,
+    };
     let begin = first.begin.clone();
     let mut end = transaction.execute(first, Some(&begin)).await;
     let end = loop {
@@ -237,7 +264,12 @@ async fn checkout(
         _ = commands.recv() => None,
         connection = engine.checkout(session.principal(), session.connect()) => match connection {
             Ok(connection) => return Some((connection, first)),
-            Err(error) => Some(error.into_error(engine.name())),
+            Err(error) => {
+                if matches!(error, CheckoutError::Wait(_) | CheckoutError::Queue(_) | CheckoutError::SubPools(_)) {
+                    session.observer().observe(Event::ConnectionDenied { engine: engine.name() });
+                }
+                Some(error.into_error(engine.name()))
+            }
         },
         () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
         () = first.running.stop.notified() => Some(Error::Cancelled),
@@ -265,6 +297,9 @@ struct Transaction {
     id: Option<TransactionId>,
     /// The oldest first. Names may repeat.
     savepoints: Vec<SavepointName>,
+    record: Record,
+    /// What became of it, unless it is to be looked into.
+    verdict: Verdict,
 }
 
 /// How a transaction ends, as the server sees it.
@@ -297,36 +332,47 @@ impl Transaction {
                 sleep_until(again).await;
             }
         };
-        tokio::select! {
+        let since = Instant::now();
+        let command = tokio::select! {
             biased;
-            command = self.commands.recv() => match command {
-                Some(Command::Execute(execute)) => self.execute(*execute, None).await,
-                Some(Command::Commit { answer_by, turn, reply }) => {
-                    Some(self.commit(Committing { answer_by, caller: CommitCaller::Commit(turn, reply) }).await)
-                }
-                Some(Command::Rollback { turn, reply }) => {
-                    let end = self.roll_back().await;
-                    let _ = reply.send(Ok(turn.finish(Progress::Over(None))));
-                    Some(end)
-                }
-                Some(Command::Close { turn, reply }) => {
-                    let end = self.roll_back().await;
-                    let reason = self.session.end(EndReason::Closed);
-                    drop(turn);
-                    let _ = reply.send(Ok(reason));
-                    Some(end)
-                }
-                // The session has ended.
-                None => Some(End::Open),
-            },
+            command = self.commands.recv() => Ok(command),
             () = sleep_until(self.deadline) => {
-                self.session.end(EndReason::TransactionDeadline);
-                Some(End::Open)
+                session.end(EndReason::TransactionDeadline);
+                Err(End::Open)
             }
-            () = reaped_idle => Some(End::Open),
+            () = reaped_idle => Err(End::Open),
             lost = self.connection.lost() => {
                 self.backend_lost(&lost);
-                Some(End::Unknown)
+                Err(End::Unknown)
+            }
+        };
+        self.record.paused(since);
+        match command {
+            Ok(Some(command)) => self.obey(command).await,
+            // The session has ended.
+            Ok(None) => Some(End::Open),
+            Err(end) => Some(end),
+        }
+    }
+
+    /// Does what a call asks. Returns how the transaction ended if it did.
+    async fn obey(&mut self, command: Command) -> Option<End> {
+        match command {
+            Command::Execute(execute) => self.execute(*execute, None).await,
+            Command::Commit { answer_by, turn, reply, span } => {
+                Some(self.commit(Committing { answer_by, span, caller: CommitCaller::Commit(turn, reply) }).await)
+            }
+            Command::Rollback { turn, reply, span } => {
+                let end = self.roll_back(Some(&span)).await;
+                let _ = reply.send(Ok(turn.finish(Progress::Over(None))));
+                Some(end)
+            }
+            Command::Close { turn, reply, span } => {
+                let end = self.roll_back(Some(&span)).await;
+                let reason = self.session.end(EndReason::Closed);
+                drop(turn);
+                let _ = reply.send(Ok(reason));
+                Some(end)
             }
         }
     }
@@ -338,7 +384,7 @@ impl Transaction {
             return self.fail(error, None, commit, call).await;
         }
         let deadline = deadline.or_earlier(self.deadline, Bound::TransactionTimeout);
-        let (ran, interruption) = self.run_work(begin, &work, limits, deadline, &running, &mut call.reply).await;
+        let (ran, interruption) = self.run_work(begin, &work, limits, deadline, &running, &mut call).await;
         if interruption == Some(Interruption::SessionEnded) {
             // The dropped reply tells the caller to look why.
             return Some(End::Open);
@@ -350,7 +396,10 @@ impl Transaction {
                 // A COMMIT is not to be stopped.
                 drop(running);
                 self.identify();
-                return Some(self.commit(Committing { answer_by, caller: CommitCaller::Execute(results, call) }).await);
+                let span = call.span.clone();
+                return Some(
+                    self.commit(Committing { answer_by, span, caller: CommitCaller::Execute(results, call) }).await,
+                );
             }
             Ok(results) => {
                 // Work that succeeds leaves its transaction open. Should it have ended it, past the guard, then what
@@ -417,22 +466,28 @@ impl Transaction {
         limits: ResultLimits,
         deadline: Deadline,
         running: &Stoppable,
-        reply: &mut Reply<Executed>,
+        call: &mut Call,
     ) -> (Result<Vec<ResultSet>, Stopped>, Option<Interruption>) {
         let canceller = self.connection.canceller();
         let closing = work.closing();
-        let mut working = self.connection.execute(begin, work, limits);
+        let operation = self.record.working(&call.span, work);
+        let place = operation.place(self.session.observer());
+        let mut working = self.connection.execute(begin, work, limits, place);
         let too_long = |_| Lost(format!("a cancelled statement did not stop within {CANCEL_GRACE:?}"));
         loop {
             let interruption = tokio::select! {
                 biased;
-                ran = &mut working => return (ran, None),
+                ran = &mut working => {
+                    self.record.worked(operation, ran.as_ref().err().map(|stopped| &stopped.error));
+                    return (ran, None);
+                }
                 () = sleep_until(deadline.at) => Interruption::Deadline,
-                () = reply.closed() => Interruption::CallerLeft,
+                () = call.reply.closed() => Interruption::CallerLeft,
                 () = running.stop.notified() => Interruption::Cancelled,
                 // Calls are serial, so this is no command but the end of the session.
                 _ = self.commands.recv() => Interruption::SessionEnded,
             };
+            let asked_at = Instant::now();
             let stopped = if interruption == Interruption::Cancelled {
                 let asked = timeout(CANCEL_GRACE, stop_if_asked(&*canceller, &mut working, &closing)).await;
                 match asked.map_err(too_long).unwrap_or_else(|lost| Err(lost.into())) {
@@ -448,8 +503,10 @@ impl Transaction {
                 closing.cancel();
                 timeout(CANCEL_GRACE, stop(&*canceller, &mut working, &closing)).await.map_err(too_long).flatten()
             };
-            let lost = |lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) });
-            return (stopped.unwrap_or_else(lost), Some(interruption));
+            self.record.cancelled(asked_at);
+            let ran = stopped.unwrap_or_else(|lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) }));
+            self.record.worked(operation, ran.as_ref().err().map(|stopped| &stopped.error));
+            return (ran, Some(interruption));
         }
     }
 
@@ -460,7 +517,7 @@ impl Transaction {
             TransactionStatus::Open if !commit => (Progress::Open { failed: false }, None, None),
             TransactionStatus::Failed if !commit => (Progress::Open { failed: true }, None, None),
             TransactionStatus::Open | TransactionStatus::Failed => {
-                let end = self.roll_back().await;
+                let end = self.roll_back(Some(&call.span)).await;
                 (Progress::Over(Some(Verdict::RolledBack)), Some(Verdict::RolledBack), Some(end))
             }
             TransactionStatus::Idle => (Progress::Over(None), None, Some(End::Over)),
@@ -514,7 +571,10 @@ impl Transaction {
             // The dropped reply tells the caller to look why.
             return End::Open;
         }
-        let (verdict, error) = match self.connection.commit().await {
+        let operation = self.record.committing(&committing.span);
+        let answer = self.connection.commit().await;
+        self.record.done(operation, commit_error(&answer));
+        let (verdict, error) = match answer {
             CommitVerdict::Committed => (self.id.clone().map_or(Verdict::NothingWritten, Verdict::Committed), None),
             CommitVerdict::RolledBack => (Verdict::RolledBack, None),
             CommitVerdict::Failed(error) => (Verdict::RolledBack, Some(Error::Database(error))),
@@ -523,16 +583,19 @@ impl Transaction {
                 return End::CommitLost(committing);
             }
         };
+        self.verdict = verdict.clone();
         committing.answer(verdict, error);
         End::Over
     }
 
-    /// Rolls back, within a bound. Past it the connection is given up, and PostgreSQL rolls back on its own.
-    async fn roll_back(&mut self) -> End {
-        match timeout(ROLLBACK_GRACE, self.connection.rollback()).await {
-            Ok(Ok(())) => End::Over,
-            Ok(Err(Lost(_))) | Err(_) => End::Unknown,
-        }
+    /// Rolls back for a call, or for nobody, within a bound. Past it the connection is given up, and PostgreSQL rolls back
+    /// on its own.
+    async fn roll_back(&mut self, call: Option<&Span>) -> End {
+        let operation = self.record.rolling_back(call);
+        let rolled_back = timeout(ROLLBACK_GRACE, self.connection.rollback()).await;
+        let is_back = matches!(rolled_back, Ok(Ok(())));
+        self.record.done(operation, (!is_back).then_some("connection_lost"));
+        if is_back { End::Over } else { End::Unknown }
     }
 
     fn backend_lost(&self, lost: &Lost) {
@@ -542,19 +605,27 @@ impl Transaction {
 
     async fn leave(mut self, end: End) {
         let end = match end {
-            End::Open => self.roll_back().await,
+            End::Open => self.roll_back(None).await,
             end => end,
         };
         match end {
-            End::Over => self.connection.release().await,
-            End::Open | End::Unknown => drop(self.connection),
+            End::Over => {
+                self.record.ended(&self.verdict);
+                let discarded = self.connection.release().await;
+                self.record.returned(discarded);
+            }
+            End::Open | End::Unknown => {
+                drop(self.connection);
+                self.record.ended(&self.verdict);
+                self.record.returned(Some(Discard::Lost));
+            }
             End::CommitLost(committing) => self.resolve(committing).await,
         }
     }
 
     /// Asks PostgreSQL anew what became of a commit whose answer was lost, and answers with what it says.
     async fn resolve(self, committing: Committing) {
-        let Self { session, connection, id, .. } = self;
+        let Self { session, connection, id, record, .. } = self;
         let backend = connection.backend_pid();
         let transaction = connection.cluster().zip(connection.xid()).map(|(cluster, xid)| ClusterXid { cluster, xid });
         // Its place in the pool is needed for the question.
@@ -570,8 +641,21 @@ impl Transaction {
             (Some(Resolution::RolledBack), _) => Verdict::RolledBack,
             (_, id) => Verdict::Unknown(id),
         };
-        info!(session.id = %session.id(), ?verdict, "lost commit looked into");
+        info!(session.id = %session.id(), outcome = verdict.name(), "lost commit looked into");
+        record.resolved(&verdict);
+        record.ended(&verdict);
+        record.returned(Some(Discard::Lost));
         committing.answer(verdict, None);
+    }
+}
+
+/// What a commit failed with: an SQLSTATE, or a word.
+fn commit_error(answer: &CommitVerdict) -> Option<&str> {
+    match answer {
+        CommitVerdict::Committed => None,
+        CommitVerdict::RolledBack => Some("rolled_back"),
+        CommitVerdict::Failed(error) => Some(&error.sqlstate),
+        CommitVerdict::Lost(_) => Some("connection_lost"),
     }
 }
 

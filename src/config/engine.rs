@@ -78,6 +78,7 @@ fn pool(section: &mut Section<'_>) -> PoolOptions {
         pre_ping_after: section.duration("pool_pre_ping_after", default.pre_ping_after, Duration::ZERO..=DAY),
         sub_pools_max: section.number("sub_pools_max", default.sub_pools_max, 1..=1000),
         statement_cache_size: section.number("statement_cache_size", default.statement_cache_size, 0..=100_000),
+        sql_comment: section.flag("sql_comment", default.sql_comment),
         reset: section.word("pool_reset", ResetMode::WORDS, default.reset),
     }
 }
@@ -369,6 +370,7 @@ fn write_pool(f: &mut fmt::Formatter<'_>, pool: &PoolOptions) -> fmt::Result {
         pre_ping_after,
         sub_pools_max,
         statement_cache_size,
+        sql_comment,
         reset,
     } = pool;
     writeln!(f, "pool_size = {size}\nmax_overflow = {overflow_max}")?;
@@ -378,6 +380,7 @@ fn write_pool(f: &mut fmt::Formatter<'_>, pool: &PoolOptions) -> fmt::Result {
     writeln!(f, "pool_idle_timeout = \"{}\"\npool_idle_min = {idle_min}", format_duration(*idle_timeout))?;
     writeln!(f, "pool_pre_ping_after = \"{}\"", format_duration(*pre_ping_after))?;
     writeln!(f, "sub_pools_max = {sub_pools_max}\nstatement_cache_size = {statement_cache_size}")?;
+    writeln!(f, "sql_comment = {sql_comment}")?;
     writeln!(f, "pool_reset = \"{}\"", reset.word())
 }
 

@@ -26,6 +26,7 @@ use crate::broker::commit::CommitTokens;
 use crate::broker::profile::{Limits, Profiles, ReaperMode};
 use crate::identity::Authentication;
 use crate::secret::Secret;
+use crate::telemetry::{LogFilter, TelemetryOptions};
 use section::{Problems, Section, key};
 
 /// What environment variables start with: `SESSION_BROKER__ENGINES__MAIN__URL` is `engines.main.url`.
@@ -48,6 +49,8 @@ pub struct Config {
     pub commit_token_key: Option<Secret>,
     /// Where probes are answered, in plain text; `None`: nowhere but where callers are.
     pub operations: Option<Address>,
+    /// What the broker tells of itself.
+    pub telemetry: TelemetryOptions,
     /// How long the broker goes on as before once it has said that it is not ready.
     pub drain_notice: Duration,
     /// How long live transactions may take to finish when the broker stops.
@@ -115,6 +118,7 @@ impl Config {
         let authentication = authentication::read(&mut root);
         let commit_token_key = commit_token_key(&mut root);
         let operations = operations(root.section("operations"));
+        let telemetry = telemetry(root.section("telemetry"));
         let drain_notice = root.duration("drain_notice", Duration::ZERO, Duration::ZERO..=Duration::from_mins(5));
         let drain_grace = root.duration("drain_grace", Self::DRAIN_GRACE, Duration::ZERO..=Duration::from_hours(1));
         let default_engine = root.text("default_engine");
@@ -155,6 +159,7 @@ impl Config {
             authentication,
             commit_token_key,
             operations,
+            telemetry,
             drain_notice,
             drain_grace,
             profiles,
@@ -201,6 +206,22 @@ fn operations(mut section: Section<'_>) -> Option<Address> {
     });
     section.finish();
     address
+}
+
+/// What is logged is said here, or by the variable that Rust's programs have for it.
+fn telemetry(mut section: Section<'_>) -> TelemetryOptions {
+    let stated = section.text("log").map(|text| LogFilter::parse(&text));
+    let log = match stated {
+        Some(Ok(filter)) => filter,
+        Some(Err(problem)) => {
+            section.problem("log", &problem);
+            LogFilter::default()
+        }
+        None => std::env::var("RUST_LOG").ok().and_then(|text| LogFilter::parse(&text).ok()).unwrap_or_default(),
+    };
+    let query_text = section.flag("query_text", false);
+    section.finish();
+    TelemetryOptions { log, query_text }
 }
 
 fn limits(mut section: Section<'_>) -> (Limits, ConnectionLimits) {
@@ -287,6 +308,7 @@ impl fmt::Display for Config {
             authentication,
             commit_token_key: _,
             operations,
+            telemetry: TelemetryOptions { log, query_text },
             drain_notice,
             drain_grace,
             profiles,
@@ -308,6 +330,7 @@ impl fmt::Display for Config {
         if let Some(operations) = operations {
             writeln!(f, "\n[operations]\nlisten = {:?}", operations.to_string())?;
         }
+        writeln!(f, "\n[telemetry]\nlog = {:?}\nquery_text = {query_text}", log.to_string())?;
         writeln!(f, "\n[limits]")?;
         listener::write_limits(f, connections)?;
         writeln!(f, "sessions_max = {sessions_max}\ncalls_max = {calls_max}")?;

@@ -18,20 +18,23 @@ use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
-use tonic::Status;
 use tonic::body::Body;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
 use tower_layer::Layer;
 use tower_service::Service;
 use tracing::field::display;
-use tracing::info;
+use tracing::{Instrument, Span, info};
 
-use super::status;
+use super::{method, status};
 use crate::acceptor::{OpenCall, Peer};
 use crate::broker::admin::AUDIT;
 use crate::broker::error::{Error, Exhausted};
+use crate::broker::observer::{Event, Observer};
 use crate::broker::principal::Principal;
 use crate::broker::{Admitted, Broker};
 use crate::identity::CurrentAuthenticator;
+use crate::names::attribute;
 use crate::seldom::Seldom;
 
 /// How long a request may take to arrive: the largest comes in it at five megabits a second.
@@ -185,7 +188,7 @@ where
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let open_call = request.extensions().get::<Arc<Peer>>().map(Peer::begin_call);
         let answer = self.0.call(request);
-        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answering::new(body, None, open_call)))) })
+        Box::pin(async move { Ok(answer.await?.map(|body| Body::new(Answering::new(body, None, open_call, None)))) })
     }
 }
 
@@ -216,7 +219,9 @@ where
         let gate = self.gate.clone();
         let peer = request.extensions().get::<Arc<Peer>>().cloned();
         let open_call = peer.as_ref().map(Peer::begin_call);
-        Box::pin(async move {
+        let told = Told::begin(gate.broker.observer(), &request);
+        let span = told.span.clone();
+        let answering = async move {
             let admitted = if request.uri().path().starts_with(OPEN_TO_ALL) {
                 None
             } else {
@@ -225,7 +230,7 @@ where
                         request.extensions_mut().insert(principal);
                         Some(admitted)
                     }
-                    Err(status) => return Ok(status.into_http()),
+                    Err(status) => return Ok(told.answered(status.into_http(), None, open_call)),
                 }
             };
             let path = request.uri().path();
@@ -234,11 +239,70 @@ where
             let request = request.map(|body| Body::new(Arriving { body, arrival }));
             let response = match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
                 Ok(response) => response?,
-                Err(_) => return Ok(status::from_error(Error::internal("a call panicked")).into_http()),
+                Err(_) => status::from_error(Error::internal("a call panicked")).into_http(),
             };
-            let admitted = admitted.filter(|_| !is_stream);
-            Ok(response.map(|body| Body::new(Answering::new(body, admitted, open_call))))
-        })
+            Ok(told.answered(response, admitted.filter(|_| !is_stream), open_call))
+        };
+        Box::pin(answering.instrument(span))
+    }
+}
+
+/// A call, as it is told of once its answer is over. Dropped before, it was left.
+struct Told {
+    observer: Arc<dyn Observer>,
+    method: &'static str,
+    began: Instant,
+    span: Span,
+    code: Code,
+    /// What it failed with, in a word.
+    reason: Option<String>,
+}
+
+impl Told {
+    fn begin(observer: &Arc<dyn Observer>, request: &Request<Body>) -> Self {
+        let method = method::of_path(request.uri().path());
+        let header = |name: &str| Some(request.headers().get(name)?.to_str().ok()?.to_owned());
+        let span = observer.call(method, &header);
+        Self { observer: observer.clone(), method, began: Instant::now(), span, code: Code::Cancelled, reason: None }
+    }
+
+    /// The answer, which tells the status now or at its end.
+    fn answered(
+        mut self,
+        response: Response<Body>,
+        admitted: Option<Admitted>,
+        open_call: Option<OpenCall>,
+    ) -> Response<Body> {
+        self.hear(response.headers());
+        response.map(|body| Body::new(Answering::new(body, admitted, open_call, Some(self))))
+    }
+
+    fn hear(&mut self, headers: &HeaderMap) {
+        if let Some(code) = method::status_of(headers) {
+            self.code = code;
+            if code != Code::Ok {
+                let status = Status::from_header_map(headers);
+                self.reason = status.and_then(|status| Some(status.get_details_error_info()?.reason));
+            }
+        }
+    }
+}
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let Self { observer, method, began, span, code, reason } = self;
+        let status = method::name(*code);
+        let error = (*code != Code::Ok).then(|| reason.as_deref().unwrap_or(status));
+        if !span.is_disabled() {
+            span.record(attribute::RPC_STATUS, status);
+            if let Some(error) = error {
+                span.record(attribute::ERROR_TYPE, error);
+            }
+            if method::is_failure(*code) {
+                span.record("otel.status_code", "ERROR");
+            }
+        }
+        observer.observe(Event::CallEnded { method, status, error, took: began.elapsed() });
     }
 }
 
@@ -332,11 +396,12 @@ struct Answering {
     rest: Bytes,
     _admitted: Option<Admitted>,
     _open_call: Option<OpenCall>,
+    told: Option<Told>,
 }
 
 impl Answering {
-    fn new(body: Body, admitted: Option<Admitted>, open_call: Option<OpenCall>) -> Self {
-        Self { body, rest: Bytes::new(), _admitted: admitted, _open_call: open_call }
+    fn new(body: Body, admitted: Option<Admitted>, open_call: Option<OpenCall>, told: Option<Told>) -> Self {
+        Self { body, rest: Bytes::new(), _admitted: admitted, _open_call: open_call, told }
     }
 }
 
@@ -353,7 +418,12 @@ impl HttpBody for Answering {
             match frame.into_data() {
                 Ok(data) if data.len() > PIECE_BYTES => self.rest = data,
                 Ok(data) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+                Err(frame) => {
+                    if let Some((told, trailers)) = self.told.as_mut().zip(frame.trailers_ref()) {
+                        told.hear(trailers);
+                    }
+                    return Poll::Ready(Some(Ok(frame)));
+                }
             }
         }
         let length = self.rest.len().min(PIECE_BYTES);

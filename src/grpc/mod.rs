@@ -24,6 +24,7 @@ pub mod bulk;
 pub mod client;
 pub(crate) mod codec;
 mod convert;
+mod method;
 pub mod notifications;
 pub mod row;
 pub mod service;

@@ -6,10 +6,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::routing::get;
 use futures_util::future::OptionFuture;
 use futures_util::join;
-use http::StatusCode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -31,6 +29,7 @@ use super::pb::transaction_service_server::TransactionServiceServer;
 use super::service::{Sessions, Transactions};
 use crate::acceptor::{Acceptor, Connection, Peer};
 use crate::broker::Broker;
+use crate::operations::Operations;
 
 /// The largest request: room for the longest SQL and parameters of a few mebibytes.
 const REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -65,14 +64,14 @@ impl fmt::Debug for Readiness {
     }
 }
 
-/// Serves `broker` to whom `acceptor` lets in, and probes to whom `operations` does, until `stop` and then as long as calls
-/// are open. Not ready until told so.
+/// Serves `broker` to whom `acceptor` lets in, and probes and operators to whom that of `operations` does, until `stop` and
+/// then as long as calls are open. Not ready until told so.
 pub async fn serve(
     broker: Arc<Broker>,
     gate: Gate,
     endpoint: String,
     acceptor: Acceptor,
-    operations: Option<Acceptor>,
+    operations: Option<(Acceptor, Operations)>,
     stop: CancellationToken,
 ) -> (Readiness, impl Future<Output = Result<(), Error>>) {
     let (reporter, health) = health_reporter();
@@ -80,8 +79,9 @@ pub async fn serve(
     let (said, ready) = watch::channel(true);
     let mut readiness = Readiness { reporter, said };
     readiness.set(false).await;
-    let probed = OptionFuture::from(operations.map(|acceptor| {
-        let routes = operations_routes(Routes::new(health.clone()), ready);
+    let probed = OptionFuture::from(operations.map(|(acceptor, operations)| {
+        let health = Routes::new(health.clone()).into_axum_router();
+        let routes: Routes = operations.routes(health, ready).into();
         let server = limited(acceptor.limits().age_max).accept_http1(true).layer(Ungated).add_routes(routes);
         server.serve_with_incoming_shutdown(acceptor.into_stream(), stop.clone().cancelled_owned())
     }));
@@ -120,16 +120,6 @@ pub async fn serve(
         served.and(probed.unwrap_or(Ok(())))
     };
     (readiness, all)
-}
-
-/// What the operations port answers: gRPC health checks, and the same for probes that speak HTTP. It tells nothing else, so
-/// it asks nobody who they are.
-fn operations_routes(health: Routes, ready: watch::Receiver<bool>) -> Routes {
-    let readyz = async move || {
-        if *ready.borrow() { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n") }
-    };
-    let router = health.into_axum_router().route("/healthz", get(async || "alive\n")).route("/readyz", get(readyz));
-    router.fallback(async || StatusCode::NOT_FOUND).into()
 }
 
 impl Connected for Connection {

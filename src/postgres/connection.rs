@@ -9,6 +9,7 @@ mod pipeline;
 use pipeline::Output;
 pub(super) use pipeline::PIPELINE_MAX;
 
+use std::borrow::Cow;
 use std::future::Ready;
 use std::slice;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -36,6 +37,7 @@ use crate::broker::engine::{
     Stopped, TransactionOptions, TransactionStatus, Work,
 };
 use crate::broker::error::Error;
+use crate::broker::observer::{Discard, TracePlace};
 use crate::broker::statement::{ResultLimits, ResultSet, Statement};
 
 /// How long a reset may take; it does next to nothing, so longer means stuck.
@@ -71,6 +73,8 @@ pub(super) struct PooledConnection {
     soiled: AtomicBool,
     /// It is not to be used again.
     spent: AtomicBool,
+    /// Where its work stands in a trace, if PostgreSQL is to be told.
+    place: Option<TracePlace>,
 }
 
 impl PooledConnection {
@@ -86,6 +90,7 @@ impl PooledConnection {
             may_act: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
             spent: AtomicBool::new(false),
+            place: None,
         }
     }
 
@@ -107,7 +112,7 @@ impl PooledConnection {
         let prepare = async {
             match cached {
                 Some(prepared) => Ok(prepared),
-                None => self.backend().client.prepare_typed(statement.sql(), &types).await,
+                None => self.backend().client.prepare_typed(&self.sql(statement), &types).await,
             }
         };
         let prepared = self.request(begin, prepare).await?;
@@ -229,15 +234,29 @@ impl PooledConnection {
         Ok(oid.map(|oid| Type::new(String::new(), oid, tokio_postgres::types::Kind::Simple, String::new())))
     }
 
+    /// The statement's text; with where it stands in a trace behind it, if PostgreSQL is to be told.
+    fn sql<'a>(&self, statement: &'a Statement) -> Cow<'a, str> {
+        match self.place {
+            None => statement.sql().into(),
+            // On a line of its own: the statement may end in a comment.
+            Some(place) => format!("{}\n/*traceparent='{place}'*/", statement.sql()).into(),
+        }
+    }
+
+    /// Whether statements are prepared for once, and the cache is left to others.
+    fn is_apart(&self) -> bool {
+        self.is_soiled() || self.place.is_some()
+    }
+
     fn cached(&self, statement: &Statement) -> Option<Prepared> {
-        if self.is_soiled() {
+        if self.is_apart() {
             return None;
         }
         self.statements().get(&cache_key(statement)).cloned()
     }
 
     fn cache(&self, statement: &Statement, prepared: &Prepared) {
-        if self.pool.options().statement_cache_size > 0 && !self.is_soiled() {
+        if self.pool.options().statement_cache_size > 0 && !self.is_apart() {
             self.statements().put(cache_key(statement), prepared.clone());
         }
     }
@@ -341,7 +360,9 @@ impl Connection for PooledConnection {
         begin: Option<&TransactionOptions>,
         work: &Work,
         limits: ResultLimits,
+        place: Option<TracePlace>,
     ) -> Result<Vec<ResultSet>, Stopped> {
+        self.place = place.filter(|_| self.pool.options().sql_comment);
         self.backend().wire.forget_notices();
         let done = match work {
             Work::Savepoint(action, name) => self
@@ -411,22 +432,29 @@ impl Connection for PooledConnection {
         self.backend().wire.lost().await
     }
 
-    async fn release(mut self: Box<Self>) {
+    async fn release(mut self: Box<Self>) -> Option<Discard> {
         let reset = match self.pool.options().reset {
-            ResetMode::Never => return,
-            ResetMode::Strict if self.is_soiled() => return,
+            ResetMode::Never => return Some(Discard::Policy),
+            ResetMode::Strict if self.is_soiled() => return Some(Discard::Policy),
             // Until the proof is there, `self` holds the backend, and dropping it discards.
             ResetMode::Strict | ResetMode::Clean => timeout(RESET_GRACE, self.reset()).await,
         };
         match reset {
-            Ok(Ok(())) if self.pool.is_overflow() => {}
+            Ok(Ok(())) if self.pool.is_overflow() => Some(Discard::Overflow),
             Ok(Ok(())) => {
                 if let Some(mut backend) = self.checked_out.backend.take() {
                     backend.used();
                 }
+                None
             }
-            Ok(Err(lost)) => debug!(cause = %lost, "connection discarded"),
-            Err(_) => debug!("connection discarded: the reset took longer than {RESET_GRACE:?}"),
+            Ok(Err(lost)) => {
+                debug!(cause = %lost, "connection discarded");
+                Some(Discard::Unclean)
+            }
+            Err(_) => {
+                debug!("connection discarded: the reset took longer than {RESET_GRACE:?}");
+                Some(Discard::Unclean)
+            }
         }
     }
 }

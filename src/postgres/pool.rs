@@ -47,6 +47,8 @@ pub struct PoolOptions {
     pub sub_pools_max: usize,
     /// Prepared statements kept on each connection.
     pub statement_cache_size: usize,
+    /// Whether statements of traces that are kept end in a comment that says where they stand in them.
+    pub sql_comment: bool,
     /// What a connection must prove before it is used again.
     pub reset: ResetMode,
 }
@@ -72,6 +74,7 @@ impl Default for PoolOptions {
             sub_pools_max: 16,
             // What an application's hot statements come to; each costs PostgreSQL some tens of kilobytes.
             statement_cache_size: 256,
+            sql_comment: false,
             reset: ResetMode::Clean,
         }
     }

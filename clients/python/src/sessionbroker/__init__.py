@@ -1,0 +1,1 @@
+"""Messages of the session broker's protocol, generated from its protos by scripts/generate.py."""
