@@ -224,7 +224,8 @@ async fn a_drain_under_load_loses_no_acknowledged_commit_and_types_every_refusal
     let database = Database::create();
     database.psql("CREATE TABLE entries (id bigint PRIMARY KEY); ALTER TABLE entries OWNER TO broker");
     // All of them wait for fifteen connections, which a busy machine is slow to give.
-    let broker = Program::serve(&database.url(), "pool_timeout = \"30s\"");
+    let patient = "pool_timeout = \"30s\"\nconnect_timeout = \"30s\"";
+    let broker = Program::serve(&database.url(), patient);
     let (numbers, acknowledged) = (Arc::new(AtomicI64::new(0)), Arc::<Mutex<Vec<i64>>>::default());
     let mut callers = JoinSet::new();
     for _ in 0..CALLERS {

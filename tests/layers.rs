@@ -21,7 +21,7 @@ const OWNED: [(&[&str], &[&str]); 4] = [
     (&["axum"], &["src/operations"]),
     (&RPC, &["src/grpc", "src/telemetry/otlp.rs"]),
     (&DRIVER, &["src/postgres"]),
-    (&TELEMETRY, &["src/telemetry"]),
+    (&TELEMETRY, &["src/telemetry", "src/names.rs"]),
 ];
 
 /// Who may not know of whom.

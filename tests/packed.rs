@@ -9,6 +9,9 @@ use crate::values::quoted;
 use pb::value::Kind;
 use pb::{Column, ResultFormat, TransactionState, WireFormat};
 
+/// The domains of `types`.
+const DOMAINS: [&str; 7] = ["small", "smaller", "price", "label", "feeling", "area", "couple"];
+
 /// The types whose values are packed in PostgreSQL's binary form, by their names in pg_type, and so are arrays of them.
 /// The enum is one of `types`.
 const BINARY: [&str; 23] = [
@@ -113,7 +116,9 @@ async fn every_type_is_packed_as_postgresql_sends_or_prints_it() {
             format!("ARRAY[[{a}], [{b}]]::{name}[]"),
             format!("'{{}}'::{name}[]"),
         ];
-        is_packed(&database, &session, &arrays, is_binary.then_some("array_send")).await;
+        // Nobody could know what an array of a domain is made of.
+        let is_domain = DOMAINS.contains(name);
+        is_packed(&database, &session, &arrays, (is_binary && !is_domain).then_some("array_send")).await;
         // A transaction lasts a minute at most.
         session.rollback().await.unwrap();
     }

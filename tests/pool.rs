@@ -199,6 +199,11 @@ async fn a_changed_table_is_prepared_for_anew() {
     assert_eq!(stale.advice, pb::retry_advice::Scope::Transaction);
     session.rollback().await.unwrap();
     assert_eq!(count(&session).await, 4);
+    // What is changed through the broker is known, and prepared for anew in time.
+    session.execute_and_commit("ALTER TABLE accounts DROP COLUMN more").await.unwrap();
+    session.execute("SELECT 1").await.unwrap();
+    assert_eq!(session.execute("SELECT * FROM accounts").await.unwrap().columns.len(), 3);
+    session.commit().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

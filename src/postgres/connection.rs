@@ -71,6 +71,8 @@ pub(super) struct PooledConnection {
     /// Whether its transaction has run something that may have left a trace: a strict reset does not trust it, and
     /// names may mean something else to it than to others, so it neither uses nor fills the statement cache.
     soiled: AtomicBool,
+    /// Whether its transaction may have changed tables, for which statements are prepared on other connections.
+    may_change_tables: AtomicBool,
     /// It is not to be used again.
     spent: AtomicBool,
     /// Where its work stands in a trace, if PostgreSQL is to be told.
@@ -80,6 +82,9 @@ pub(super) struct PooledConnection {
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
         let Backend { client, wire, address, tls, .. } = checked_out.backend();
+        if checked_out.backend().outdated_by(pool.schema_version()) {
+            checked_out.backend().statements.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         let canceller =
             Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone(), wire.clone()));
         Self {
@@ -89,6 +94,7 @@ impl PooledConnection {
             xid: OnceLock::new(),
             may_act: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
+            may_change_tables: AtomicBool::new(false),
             spent: AtomicBool::new(false),
             place: None,
         }
@@ -400,6 +406,9 @@ impl Connection for PooledConnection {
         wire.forget_tags();
         let answer = client.batch_execute("COMMIT").await;
         let settled = wire.settled().await;
+        if self.may_change_tables.load(Ordering::Relaxed) {
+            self.pool.tables_changed();
+        }
         // The tag is PostgreSQL's own word, sent after the fact: not even losing the connection next takes it back.
         match (wire.next_tag().as_deref(), answer, settled) {
             (Some("COMMIT"), _, _) => CommitVerdict::Committed,

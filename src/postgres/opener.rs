@@ -91,6 +91,8 @@ pub(super) struct Backend {
     pub(super) cluster: Option<Cluster>,
     /// The statements prepared on it, by their text and the types given for their parameters.
     pub(super) statements: Mutex<LruCache<StatementKey, Prepared>>,
+    /// The pool's schema version at the last look.
+    schema_version: AtomicU64,
     /// What is known of its types.
     pub(super) delimiters: Mutex<Arc<Delimiters>>,
     standing: Standing,
@@ -330,6 +332,7 @@ impl Opener {
             // Jittered, so that connections opened together do not all have to be opened again together.
             expires: now + self.recycle.mul_f64(0.4) + jittered(self.recycle.mul_f64(0.8)),
             unused_since: now,
+            schema_version: AtomicU64::new(0),
             _room: None,
         })
     }
@@ -344,6 +347,11 @@ impl Backend {
     /// For how long nobody has used it.
     pub(super) fn idle_for(&self) -> Duration {
         self.unused_since.elapsed()
+    }
+
+    /// Whether its pool has another schema version than at the last look, as of now.
+    pub(super) fn outdated_by(&self, schema_version: u64) -> bool {
+        self.schema_version.swap(schema_version, Ordering::Relaxed) != schema_version
     }
 
     /// Notes that it has been used until now.

@@ -124,6 +124,9 @@ pub(super) struct Pool {
     sub_pools: Mutex<HashMap<Arc<ConnectOverrides>, Arc<SubPool>>>,
     census: Arc<Census>,
     login_failures: AtomicU64,
+    /// Counts the transactions that may have changed tables: statements prepared before the last of them are prepared
+    /// anew, or they could fail in the middle of a transaction.
+    schema_version: AtomicU64,
 }
 
 /// The connections of one combination of options.
@@ -165,6 +168,7 @@ impl Pool {
             sub_pools: Mutex::default(),
             census: Arc::new(Census::new(total)),
             login_failures: AtomicU64::new(0),
+            schema_version: AtomicU64::new(0),
             connect,
             options,
         }
@@ -190,6 +194,15 @@ impl Pool {
             opened: self.census.opened(),
             login_failures: self.login_failures.load(Ordering::Relaxed),
         }
+    }
+
+    pub(super) fn schema_version(&self) -> u64 {
+        self.schema_version.load(Ordering::Relaxed)
+    }
+
+    /// A transaction has been committed that may have changed tables.
+    pub(super) fn tables_changed(&self) {
+        self.schema_version.fetch_add(1, Ordering::Relaxed);
     }
 
     fn in_use(&self) -> usize {

@@ -218,6 +218,15 @@ pub(super) fn format(type_: &Type) -> WireFormat {
     if read.is_some() { WireFormat::Binary } else { WireFormat::Text }
 }
 
+/// The same for results that are passed on as they are. Who reads them cannot know what an array of a domain is made of:
+/// its type is the database's own.
+pub(super) fn packed_format(type_: &Type) -> WireFormat {
+    match element(type_).map(Type::kind) {
+        Some(Kind::Domain(_)) => WireFormat::Text,
+        _ => format(type_),
+    }
+}
+
 /// Why a result's value is not returned.
 #[derive(Debug)]
 pub(super) enum Refusal {

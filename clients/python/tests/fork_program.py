@@ -1,4 +1,4 @@
-"""Uses a connection, forks, and says what the child hears; the child can connect by itself when it has not used gRPC."""
+"""Uses a connection, forks, and says what the child hears."""
 
 from __future__ import annotations
 

@@ -263,6 +263,7 @@ class Link:
         self._lock = threading.Lock()
         self._dropping = threading.Event()
         self._refusing = threading.Event()
+        self._deaf = threading.Event()
         self.dropped = threading.Event()
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -276,9 +277,15 @@ class Link:
         self.dropped.clear()
         self._dropping.set()
 
+    def drop_requests(self) -> None:
+        """From now on, what the client sends is swallowed; `dropped` is set when there was some."""
+        self.dropped.clear()
+        self._deaf.set()
+
     def cut(self) -> None:
         """Ends all connections. Those made later pass everything on."""
         self._dropping.clear()
+        self._deaf.clear()
         with self._lock:
             pairs, self._pairs = self._pairs, []
         for pair in pairs:
@@ -321,9 +328,9 @@ class Link:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 answered = answers and frames.answers_in(data)
-                if not answers or not self._dropping.is_set():
+                if not (self._dropping if answers else self._deaf).is_set():
                     sink.sendall(data)
-                elif answered:
+                elif answered or not answers:
                     self.dropped.set()
         for end in (source, sink):
             with contextlib.suppress(OSError):

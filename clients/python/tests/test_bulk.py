@@ -34,7 +34,6 @@ def test_more_than_a_message_goes_both_ways(broker: Broker) -> None:
     with broker.session() as session:
         assert session.copy_in("goods", lines).byte_count == len(lines)
         with session.copy_out("goods") as copy:
-            assert copy.row_count is None
             assert b"".join(copy) == lines
             assert (copy.row_count, copy.byte_count) == (20_000, len(lines))
         with session.copy_out(query="SELECT count(*) FROM goods", format="csv", header=True) as copy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import gc
 import ipaddress
@@ -32,11 +33,11 @@ from session_broker import (
     Broker,
     BrokerUnavailable,
     EndReason,
-    InterfaceError,
     OperationalError,
     ProgrammingError,
     Retry,
     SessionEnded,
+    aio,
 )
 
 ONCE = Retry(attempts_max=1)
@@ -98,7 +99,10 @@ class TestTargets:
         starting = threading.Timer(0.3, lambda: started.append(BrokerProcess(text, f"127.0.0.1:{port}")))
         starting.start()
         try:
-            with session_broker.connect(f"127.0.0.1:{port}", retry=Retry(20, 20)) as broker, broker.session() as session:
+            with (
+                session_broker.connect(f"127.0.0.1:{port}", retry=Retry(20, 20)) as broker,
+                broker.session() as session,
+            ):
                 assert session.execute("SELECT 1").scalar() == 1
         finally:
             starting.join()
@@ -261,7 +265,7 @@ class TestTls:
         assert isinstance(failure(session_broker.connect(encrypted, retry=ONCE)), BrokerUnavailable)
 
     def test_wrong_files_are_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ProgrammingError, match="tls.ca"):
+        with pytest.raises(ProgrammingError, match=r"tls\.ca"):
             session_broker.connect("broker.example:1", tls=TLS(ca=tmp_path / "missing"))
         with pytest.raises(ProgrammingError, match="go together"):
             session_broker.connect("broker.example:1", tls=TLS(certificate=b"x"))
@@ -357,14 +361,17 @@ class TestKeepAlive:
                 assert another.execute("SELECT 1").scalar() == 1
 
     def test_an_interrupted_link_is_survived(self, target: str) -> None:
-        with link(target) as cable, session_broker.connect(cable.target, follow_owner=False) as broker:
-            with broker.session(lease_ttl=3.0) as session:
-                session.execute("CREATE TEMPORARY TABLE kept (a int)")
-                for _ in range(3):
-                    cable.cut()
-                    quiet_until = time.monotonic() + 1.5
-                    wait_until(lambda until=quiet_until: time.monotonic() > until)  # type: ignore[misc]
-                assert session.execute("SELECT count(*) FROM kept").scalar() == 0
+        with (
+            link(target) as cable,
+            session_broker.connect(cable.target, follow_owner=False) as broker,
+            broker.session(lease_ttl=3.0) as session,
+        ):
+            session.execute("CREATE TEMPORARY TABLE kept (a int)")
+            for _ in range(3):
+                cable.cut()
+                quiet_until = time.monotonic() + 1.5
+                wait_until(lambda until=quiet_until: time.monotonic() > until)  # type: ignore[misc]
+            assert session.execute("SELECT count(*) FROM kept").scalar() == 0
 
     def test_the_thread_ends_with_its_connection(self, target: str) -> None:
         def keepers() -> int:
@@ -407,3 +414,68 @@ def spawned(target: str) -> object:
     """What a child process does."""
     with session_broker.connect(target) as broker, broker.session() as session:
         return session.execute("SELECT 1").scalar()
+
+
+class TestAttach:
+    GRACE = 'disconnect_grace = "1s"'
+    HOLD = "SELECT pg_advisory_xact_lock(4711)"
+    HOLDERS = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND objid = 4711"
+
+    def test_a_program_that_dies_is_rolled_back_within_seconds(
+        self, start_broker: StartBroker, postgres: Postgres
+    ) -> None:
+        process = start_broker(configuration(postgres, profile=self.GRACE))
+        program = """
+import sys, session_broker
+session = session_broker.connect(sys.argv[1]).session(attach=True)
+session.execute("SELECT pg_advisory_xact_lock(4711)")
+while not session.info().state.attached: pass
+print("ready", flush=True)
+sys.stdin.read()
+"""
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, process.target], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert child.stdout is not None
+        assert child.stdout.readline() == "ready\n"
+        assert postgres.value(self.HOLDERS) == 1
+        began = time.monotonic()
+        child.kill()
+        child.communicate()
+        wait_until(lambda: postgres.value(self.HOLDERS) == 0)
+        assert time.monotonic() - began < 5
+
+    def test_an_interrupted_link_is_survived(self, start_broker: StartBroker, postgres: Postgres) -> None:
+        process = start_broker(configuration(postgres, profile='disconnect_grace = "5s"'))
+        with (
+            link(process.target) as cable,
+            session_broker.connect(cable.target, follow_owner=False) as broker,
+            broker.session(attach=True, lease_ttl=2) as session,
+        ):
+            session.execute("CREATE TEMPORARY TABLE kept (a int)")
+            wait_until(lambda: session.info().state.attached)
+            cable.cut()
+            wait_until(lambda: not session.info().state.attached)
+            wait_until(lambda: session.info().state.attached)
+            assert session.execute("SELECT count(*) FROM kept").scalar() == 0
+
+    def test_a_session_that_nobody_holds_is_let_go(self, start_broker: StartBroker, postgres: Postgres) -> None:
+        process = start_broker(configuration(postgres, profile=self.GRACE))
+        with session_broker.connect(process.target) as broker:
+            session = broker.session(attach=True)
+            session.execute(self.HOLD)
+            while not session.info().state.attached:
+                assert postgres.value(self.HOLDERS) == 1
+            session.abandon()
+            del session
+            wait_until(lambda: postgres.value(self.HOLDERS) == 0)
+
+    async def test_tasks_attach_too(self, start_broker: StartBroker, postgres: Postgres) -> None:
+        process = start_broker(configuration(postgres, profile=self.GRACE))
+        async with aio.connect(process.target) as broker:
+            session = broker.session(attach=True)
+            await session.execute(self.HOLD)
+            while not (await session.info()).state.attached:
+                assert postgres.value(self.HOLDERS) == 1
+            session.abandon()
+            await asyncio.to_thread(wait_until, lambda: postgres.value(self.HOLDERS) == 0)

@@ -55,9 +55,9 @@ class TestTransactions:
         assert session.closed
 
     def test_a_block_that_raises_rolls_back(self, broker: Broker, server: Server) -> None:
-        with pytest.raises(ZeroDivisionError), broker.session() as session:
-            session.execute("INSERT INTO notes VALUES (1, 'one')")
-            raise ZeroDivisionError
+        session = broker.session()
+        with pytest.raises(ZeroDivisionError), session:
+            assert session.execute("INSERT INTO notes VALUES (1, 'one') RETURNING id").scalar() == 1 / 0
         assert count(server) == 0
         assert session.closed
 
@@ -86,8 +86,7 @@ class TestTransactions:
         with broker.session() as session:
             session.execute("INSERT INTO notes VALUES (1, 'one')")
             with pytest.raises(IntegrityError), session.savepoint():
-                session.execute("INSERT INTO notes VALUES (2, 'two')")
-                session.execute("INSERT INTO notes VALUES (1, 'one again')")
+                session.batch(["INSERT INTO notes VALUES (2, 'two')", "INSERT INTO notes VALUES (1, 'one again')"])
             with session.savepoint("kept"):
                 session.execute("INSERT INTO notes VALUES (3, 'three')")
             with pytest.raises(ProgrammingError):
@@ -122,8 +121,8 @@ class TestTransactions:
         attempts: list[int] = []
 
         def increment(session: session_broker.Session) -> None:
-            attempts.append(1)
             text = session.execute("SELECT text FROM notes").scalar()
+            attempts.append(1)
             if len(attempts) <= 2:
                 begun.wait()
             session.execute("UPDATE notes SET text = $1", [str(int(text) + 1)])
@@ -143,7 +142,9 @@ class TestTransactions:
 class TestStatements:
     def test_a_result_says_what_there_is_to_say(self, broker: Broker) -> None:
         with broker.session() as session:
-            result = session.execute("SELECT $1::int AS a, $2::numeric AS b UNION ALL SELECT 2, NULL", [1, Decimal("1.50")])
+            result = session.execute(
+                "SELECT $1::int AS a, $2::numeric AS b UNION ALL SELECT 2, NULL", [1, Decimal("1.50")]
+            )
             assert result.rows == [(1, Decimal("1.50")), (2, None)]
             assert list(result) == result.rows
             assert [column.name for column in result.columns] == ["a", "b"]
@@ -172,8 +173,7 @@ class TestStatements:
                 session.batch(["SELECT 1", Statement("SELECT 1 / $1::int", parameter_sets=[[1], [0]])])
             assert caught.value.metadata["statement_index"] == "1"
             assert caught.value.metadata["parameter_set_index"] == "1"
-            assert session.state is not None
-            assert session.state.transaction_state == TransactionState.FAILED
+            assert session.transaction_state is TransactionState.FAILED
             session.rollback()
 
     def test_a_statement_that_takes_too_long_is_stopped(self, broker: Broker) -> None:
@@ -225,7 +225,6 @@ class TestStreams:
         with broker.session() as session:
             with session.stream("SELECT n, repeat('x', 100) FROM generate_series(1, $1::int) n", [20_000]) as stream:
                 assert [column.name for column in stream.columns] == ["n", "repeat"]
-                assert stream.row_count is None
                 first = stream.fetchmany(3)
                 assert [n for n, _ in first] == [1, 2, 3]
                 assert sum(n for n, _ in stream) == 20_000 * 20_001 // 2 - 6
@@ -253,8 +252,8 @@ class TestStreams:
 
     def test_a_stream_closed_early_fails_its_transaction(self, broker: Broker) -> None:
         with broker.session() as session:
-            with session.stream("SELECT generate_series(1, 10000000)") as stream:
-                assert stream.fetchmany(1) == [(1,)]
+            with session.stream("SELECT repeat('x', 10000) FROM generate_series(1, 100000)") as stream:
+                assert len(stream.fetchmany(1)) == 1
             with pytest.raises(ProgrammingError, match="rollback"):
                 session.execute("SELECT 1")
             name = session.id
@@ -267,7 +266,7 @@ class TestStreams:
         with broker.session() as session:
             session.execute("INSERT INTO notes VALUES (1, 'one')")
             session.create_savepoint("before")
-            session.stream("SELECT generate_series(1, 10000000)").close()
+            session.stream("SELECT repeat('x', 10000) FROM generate_series(1, 100000)").close()
             session.rollback("before")
         assert count(server) == 1
 
@@ -382,7 +381,7 @@ class TestErrors:
         assert error.pg is not None
         assert (error.pg.table, error.pg.constraint) == ("accounts", "accounts_pkey")
         assert error.state is not None
-        assert error.state.transaction_state == TransactionState.FAILED
+        assert TransactionState(error.state.transaction_state) is TransactionState.FAILED
         assert error.advice is session_broker.Advice.NOTHING
         assert "a secret" not in str(error)
 

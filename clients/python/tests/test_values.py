@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterator
 from datetime import date, datetime, time, timedelta, timezone
 from decimal import Decimal
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -21,6 +21,7 @@ from psycopg.types.range import Range as PsycopgRange
 
 import session_broker
 from session_broker import DataError, Json, Jsonb, Multirange, ProgrammingError, Range, values
+from session_broker.values import Bounds
 from sessionbroker.v1 import value_pb2
 
 
@@ -67,7 +68,7 @@ def of_psycopg(value: Any) -> Any:
     if isinstance(value, PsycopgRange):
         if value.isempty:
             return Range(empty=True)
-        return Range(value.lower, value.upper, bounds=value.bounds)
+        return Range(value.lower, value.upper, bounds=cast("Bounds", value.bounds))
     if isinstance(value, PsycopgMultirange):
         return Multirange(of_psycopg(part) for part in value)
     if isinstance(value, list):
@@ -76,12 +77,14 @@ def of_psycopg(value: Any) -> Any:
 
 
 AS_PSYCOPG = [
-    *("true", "false", "NULL", "'x'::text", "''::text", "'né🙂'::varchar", "'a'::bpchar(3)", "'n'::name", "'c'::\"char\""),
+    *("true", "false", "NULL", "'x'::text", "''::text", "'né🙂'::varchar", "'a'::bpchar(3)", "'n'::name"),
+    "'c'::\"char\"",
     *("1::int2", "'-32768'::int2", "2147483647::int4", "'-9223372036854775808'::int8", "4294967295::oid"),
     *("0.1::float4", "3.4028235e38::float4", "1e-45::float4", "'-Infinity'::float4", "16777216::float4"),
     *("0.1::float8", "1e300::float8", "'Infinity'::float8", "-0.0::float8"),
     *("0::numeric", "0.00::numeric", "1.50::numeric", "-0.000123::numeric", "12345678901234567890.123456789::numeric"),
-    *("10000::numeric", "100000000::numeric", "1e30::numeric", "1e-30::numeric", "'Infinity'::numeric", "9999.9999::numeric"),
+    *("10000::numeric", "100000000::numeric", "1e30::numeric", "1e-30::numeric", "'Infinity'::numeric"),
+    "9999.9999::numeric",
     *("'\\x00ff'::bytea", "''::bytea"),
     *("'2026-11-22'::date", "'0001-01-01'::date", "'9999-12-31'::date"),
     *("'10:00:00.5'::time", "'23:59:59.999999'::time", "'10:00+05:30'::timetz", "'10:00:01-00:00:30'::timetz"),
@@ -341,7 +344,12 @@ def test_random_numbers_survive_both_ways(session: session_broker.Session) -> No
 
 
 def test_loaders_read_a_types_text_alone_and_in_arrays(server: Server) -> None:
-    loaders: dict[str, Callable[[str], Any]] = {"json": lambda text: ("json", text), "jsonb": lambda text: ("jsonb", text), "inet": str, "hstore": len}
+    loaders: dict[str, Callable[[str], Any]] = {
+        "json": lambda text: ("json", text),
+        "jsonb": lambda text: ("jsonb", text),
+        "inet": str,
+        "hstore": len,
+    }
     sql = (
         "SELECT '[1]'::json, '[1]'::jsonb, ARRAY['[1]'::jsonb, NULL], '10.0.0.1'::inet, ARRAY['10.0.0.1'::inet], "
         "'a=>1'::hstore, NULL::json"
@@ -359,7 +367,7 @@ def test_a_loader_of_what_is_no_text_is_refused() -> None:
 
 def test_a_range_has_known_bounds() -> None:
     with pytest.raises(ProgrammingError, match="bounds"):
-        Range(1, 2, bounds="][")
+        Range(1, 2, bounds="][")  # type: ignore[arg-type]
 
 
 def test_columns_tell_what_the_broker_tells(session: session_broker.Session) -> None:

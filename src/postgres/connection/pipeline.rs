@@ -191,7 +191,10 @@ impl PooledConnection {
             if statement.kind() != Kind::Query || statement.may_notify() {
                 self.may_act.store(true, Ordering::Relaxed);
             }
-            let formats = formats(&prepared);
+            if matches!(statement.operation(), "ALTER" | "CREATE" | "DROP" | "DO" | "CALL") {
+                self.may_change_tables.store(true, Ordering::Relaxed);
+            }
+            let formats = formats(&prepared, output.format);
             let reading = Reading { formats: formats.clone(), delimiters, format: output.format };
             wire.expect(if formats.contains(&WireFormat::Text) {
                 Bind::Formats(formats.clone())
@@ -492,8 +495,12 @@ impl Staleness {
 }
 
 /// The formats that PostgreSQL is asked for.
-fn formats(prepared: &Prepared) -> Arc<[WireFormat]> {
-    prepared.columns().iter().map(|column| value::format(column.type_())).collect()
+fn formats(prepared: &Prepared, format: ResultFormat) -> Arc<[WireFormat]> {
+    let of = match format {
+        ResultFormat::Values | ResultFormat::Written(_) => value::format,
+        ResultFormat::Packed => value::packed_format,
+    };
+    prepared.columns().iter().map(|column| of(column.type_())).collect()
 }
 
 /// Past this a row cannot be within the limits, whatever it holds: no value takes less than half of its binary form, and

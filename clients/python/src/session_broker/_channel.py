@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import grpc
 
 from session_broker._arguments import Retry, SessionArguments
-from session_broker._core import SessionCore
 from session_broker._protocol import Method
+from session_broker._session import SessionCore
 from session_broker.errors import InterfaceError, ProgrammingError
 
 if TYPE_CHECKING:
@@ -142,9 +142,10 @@ class Schedule:
         self._heap: list[tuple[float, int, weakref.ref[SessionCore]]] = []
         self._count = itertools.count()
 
-    def add(self, session: SessionCore) -> bool:
-        """Has a session kept. True when it is the next one now."""
-        entry = (session.renew_at, next(self._count), weakref.ref(session))
+    def add(self, session: SessionCore, again: bool = False) -> bool:
+        """Has a session kept, and attached at once where it is to be. True when it is the next one now."""
+        at = time.monotonic() if session.attaches and not again else session.renew_at
+        entry = (at, next(self._count), weakref.ref(session))
         heapq.heappush(self._heap, entry)
         return self._heap[0] is entry
 
@@ -162,9 +163,9 @@ class Schedule:
             if session is None or session.renewal() is None:
                 continue
             again = session.renew_at
-            if session.busy:
+            if session.busy and not session.attaches:
                 again = now + session.renew_after
-            elif again <= now:
+            elif again <= now or session.attaches:
                 yield session
                 again = now + min(CHECK_TIME, session.renew_after)
             heapq.heappush(self._heap, (again, next(self._count), reference))

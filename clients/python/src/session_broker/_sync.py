@@ -23,6 +23,7 @@ from session_broker._arguments import (
     TransactionArguments,
     timeout_seconds,
 )
+from session_broker._broker import BrokerCore, notified
 from session_broker._channel import (
     PROBE_TIMEOUT,
     TLS,
@@ -35,18 +36,11 @@ from session_broker._channel import (
     serialize,
     traced,
 )
-from session_broker._core import (
-    BrokerCore,
-    CallOptions,
-    CopyStream,
-    RowStream,
-    SessionCore,
-    StatementLike,
-    StreamCore,
-    backoff,
-    notified,
-)
 from session_broker._protocol import Call, Method, Pause, Shape, Step, Steps
+from session_broker._retry import backoff
+from session_broker._session import SessionCore
+from session_broker._statements import CallOptions, StatementLike
+from session_broker._streams import CopyStream, RowStream, StreamCore
 from session_broker.bulk import (
     PIECE_BYTES,
     Copied,
@@ -59,7 +53,7 @@ from session_broker.bulk import (
     pieces,
 )
 from session_broker.errors import Advice, BrokerUnavailable, EndReason, Error, ProgrammingError, from_rpc_error
-from session_broker.results import Commit, Engine, Outcome, Result, Row
+from session_broker.results import Commit, Engine, Outcome, Result, Row, TransactionState
 from session_broker.values import Column
 from sessionbroker.v1 import bulk_pb2
 from sessionbroker.v1.admin_pb2 import SessionOverview
@@ -140,7 +134,7 @@ class Broker:
         Raises:
             ProgrammingError: An argument is wrong.
         """
-        return Session(self, self._core.session(overrides), self._links)
+        return Session(self, SessionCore(self._core, overrides), self._links)
 
     def transaction(
         self, work: Callable[[Session], T], *, attempts_max: int = 3, **overrides: Unpack[SessionArguments]
@@ -267,8 +261,13 @@ class Session:
         return self._core.closed
 
     @property
+    def transaction_state(self) -> TransactionState:
+        """Where its transaction stood after the last call."""
+        return self._core.transaction
+
+    @property
     def state(self) -> SessionState | None:
-        """Where it stood after the last call; `None` before the first."""
+        """All that the broker said of it after the last call; `None` before the first."""
         return self._core.state
 
     @property
@@ -808,6 +807,20 @@ class _Links:
 
         future.add_done_callback(answered)
 
+    def attach(
+        self, call: Call, session: SessionCore, detached: Callable[[Callable[[], object], Error | None], None]
+    ) -> None:
+        """Opens an Attach, of which only the end is waited for: `detached` is told of it."""
+        opened = self._callable(call.endpoint, call.method)(call.request, metadata=self._metadata())
+        cancel = opened.cancel
+        session.attached(cancel)
+
+        def ended() -> None:
+            detached(cancel, None if opened.code() is grpc.StatusCode.OK else from_rpc_error(opened))
+
+        if not opened.add_callback(ended):
+            ended()
+
     def _metadata(self) -> Metadata:
         token = self._route.credential()
         if isinstance(token, Awaitable):
@@ -879,10 +892,10 @@ class _Keeper:
         self._stopped = False
         threading.Thread(target=self._work, name="session-broker-keeper", daemon=True).start()
 
-    def add(self, session: SessionCore) -> None:
+    def add(self, session: SessionCore, again: bool = False) -> None:
         """Has a session kept until it ends, or nobody holds it."""
         with self._wake:
-            if self._schedule.add(session):
+            if self._schedule.add(session, again):
                 self._wake.notify()
 
     def stop(self) -> None:
@@ -914,7 +927,15 @@ class _Keeper:
             if kept is not None:
                 kept.renewed(answer)
 
+        def detached(cancel: Callable[[], object], error: Error | None) -> None:
+            kept = reference()
+            if kept is not None and kept.detached(cancel, error):
+                self.add(kept, again=True)
+
         try:
-            self._links.renew(call, done)
+            if call.method.shape is Shape.ANSWERS:
+                self._links.attach(call, session, detached)
+            else:
+                self._links.renew(call, done)
         except Error as error:
             session.renewed(error)

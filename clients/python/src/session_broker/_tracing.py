@@ -14,6 +14,7 @@ from session_broker._protocol import Method
 from session_broker.errors import Error
 
 _CODE_OK = 0
+_TRACER = trace.get_tracer("session_broker")
 
 
 class Span:
@@ -45,9 +46,9 @@ def start_span(method: Method[Any], endpoint: str, metadata: list[tuple[str, str
         attributes |= {"server.address": address.strip("[]"), "server.port": int(port)}
     else:
         attributes["server.address"] = endpoint
-    tracer = trace.get_tracer("session_broker")
-    span = tracer.start_span(f"{method.service}/{method.name}", kind=SpanKind.CLIENT, attributes=attributes)
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier, trace.set_span_in_context(span))
-    metadata.extend(carrier.items())
+    span = _TRACER.start_span(f"{method.service}/{method.name}", kind=SpanKind.CLIENT, attributes=attributes)
+    if span.get_span_context().is_valid:
+        carrier: dict[str, str] = {}
+        propagate.inject(carrier, trace.set_span_in_context(span))
+        metadata.extend(carrier.items())
     return Span(span)

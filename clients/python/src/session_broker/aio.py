@@ -23,6 +23,7 @@ from session_broker._arguments import (
     TransactionArguments,
     timeout_seconds,
 )
+from session_broker._broker import BrokerCore, notified
 from session_broker._channel import (
     PROBE_TIMEOUT,
     TLS,
@@ -35,18 +36,11 @@ from session_broker._channel import (
     serialize,
     traced,
 )
-from session_broker._core import (
-    BrokerCore,
-    CallOptions,
-    CopyStream,
-    RowStream,
-    SessionCore,
-    StatementLike,
-    StreamCore,
-    backoff,
-    notified,
-)
 from session_broker._protocol import Call, Method, Pause, Shape, Step, Steps
+from session_broker._retry import backoff
+from session_broker._session import SessionCore
+from session_broker._statements import CallOptions, StatementLike
+from session_broker._streams import CopyStream, RowStream, StreamCore
 from session_broker.bulk import (
     PIECE_BYTES,
     AsyncCopyData,
@@ -59,7 +53,7 @@ from session_broker.bulk import (
     copy_options,
 )
 from session_broker.errors import Advice, BrokerUnavailable, EndReason, Error, InterfaceError, from_rpc_error
-from session_broker.results import Commit, Engine, Outcome, Result, Row
+from session_broker.results import Commit, Engine, Outcome, Result, Row, TransactionState
 from session_broker.values import Column
 from sessionbroker.v1 import bulk_pb2
 from sessionbroker.v1.admin_pb2 import SessionOverview
@@ -128,7 +122,7 @@ class Broker:
         Raises:
             ProgrammingError: An argument is wrong.
         """
-        return Session(self, self._core.session(overrides), self._links)
+        return Session(self, SessionCore(self._core, overrides), self._links)
 
     async def transaction(
         self, work: Callable[[Session], Awaitable[T]], *, attempts_max: int = 3, **overrides: Unpack[SessionArguments]
@@ -252,8 +246,13 @@ class Session:
         return self._core.closed
 
     @property
+    def transaction_state(self) -> TransactionState:
+        """Where its transaction stood after the last call."""
+        return self._core.transaction
+
+    @property
     def state(self) -> SessionState | None:
-        """Where it stood after the last call; `None` before the first."""
+        """All that the broker said of it after the last call; `None` before the first."""
         return self._core.state
 
     async def get_bind(self) -> Engine:
@@ -755,6 +754,11 @@ class _Links:
             span.end()
         return answer
 
+    async def open(self, call: Call) -> Any:
+        """Makes a call that is answered in many messages, and waits for none of them."""
+        metadata = await self._metadata()
+        return self._callable(call.endpoint, call.method)(call.request, metadata=metadata)
+
     async def _metadata(self) -> Metadata:
         token = self._route.credential()
         return bearer(await token if inspect.isawaitable(token) else token)
@@ -813,9 +817,9 @@ class _Keeper:
         self._renewals: set[asyncio.Task[None]] = set()
         self._task = asyncio.create_task(self._work(), name="session-broker-keeper")
 
-    def add(self, session: SessionCore) -> None:
+    def add(self, session: SessionCore, again: bool = False) -> None:
         """Has a session kept until it ends, or nobody holds it."""
-        if self._schedule.add(session):
+        if self._schedule.add(session, again):
             self._wake.set()
 
     def stop(self) -> None:
@@ -829,13 +833,33 @@ class _Keeper:
             for session in self._schedule.due():
                 call = session.renewal()
                 if call is not None:
-                    renewal = asyncio.create_task(self._renew(call, weakref.ref(session)))
+                    keep = self._attach if call.method.shape is Shape.ANSWERS else self._renew
+                    renewal = asyncio.create_task(keep(call, weakref.ref(session)))
                     self._renewals.add(renewal)
                     renewal.add_done_callback(self._renewals.discard)
                 del session
             at = self._schedule.next_due
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), None if at is None else max(at - time.monotonic(), 0.0))
+
+    async def _attach(self, call: Call, reference: weakref.ref[SessionCore]) -> None:
+        """Opens an Attach, of which only the end is waited for."""
+        opened = await self._links.open(call)
+        cancel, error = opened.cancel, None
+        session = reference()
+        if session is None:
+            cancel()
+            return
+        session.attached(cancel)
+        del session
+        try:
+            while await opened.read() is not grpc.aio.EOF:
+                pass
+        except grpc.RpcError as failure:
+            error = from_rpc_error(failure)
+        session = reference()
+        if session is not None and session.detached(cancel, error):
+            self.add(session, again=True)
 
     async def _renew(self, call: Call, reference: weakref.ref[SessionCore]) -> None:
         answer: Any

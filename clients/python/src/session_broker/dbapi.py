@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -493,7 +494,7 @@ class Cursor:
             return self
         sql, params = _bound(operation, parameters)
         if self._streams:
-            streamed = connection._run(lambda: _Streamed(connection, sql, params))
+            streamed = connection._run(lambda: _Streamed(self, sql, params))
             self._rows = streamed if streamed.columns else None
             self.description = _description(streamed.columns)
             if not streamed.columns:
@@ -657,9 +658,10 @@ class _Streamed(_Rows):
     is not stopped.
     """
 
-    def __init__(self, connection: Connection, sql: str, params: Sequence[object]) -> None:
+    def __init__(self, cursor: Cursor, sql: str, params: Sequence[object]) -> None:
         super().__init__(())
-        self._connection = connection
+        connection = self._connection = cursor.connection
+        self._cursor = weakref.ref(cursor)
         self._runs_to_its_end = _MAY_WRITE.search(sql) is not None
         self._savepoint: str | None = None
         self.count: int | None = None
@@ -679,7 +681,9 @@ class _Streamed(_Rows):
         return super().fetch(size)
 
     def keep(self) -> None:
-        """Takes what is left into memory."""
+        """Takes what is left into memory, if there is still a cursor to fetch it."""
+        if self._cursor() is None:
+            self.stop()
         while self._is_open:
             self._read(_ROWS)
 

@@ -196,7 +196,6 @@ _BY_REASON: dict[str, type[Error]] = {
     "INVALID_REQUEST": ProgrammingError,
     "RESULT_UNRETURNABLE": DataError,
     "SEQ_GAP": InternalError,
-    "SEQ_ANSWER_GONE": InternalError,
     "INTERNAL": InternalError,
 }
 

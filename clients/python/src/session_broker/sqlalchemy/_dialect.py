@@ -77,7 +77,11 @@ def connect_arguments(url: URL) -> dict[str, Any]:
 
 class _ExecutionContext(PGExecutionContext):
     def create_server_side_cursor(self) -> Any:
-        return self._dbapi_connection.cursor(stream=True)
+        # INSERT, UPDATE and DELETE without RETURNING, on a connection that streams its results, have none.
+        compiled: Any = self.compiled
+        if self.is_crud and compiled and not compiled.effective_returning:
+            self._is_server_side = False
+        return self._dbapi_connection.cursor(stream=self._is_server_side)
 
 
 @dataclass

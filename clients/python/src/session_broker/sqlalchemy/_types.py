@@ -95,8 +95,10 @@ class _Numbers:
         is_float = coltype in _FLOATS
         if self.asdecimal != is_float:
             return None
-        to_decimal: Any = processors.to_decimal_processor_factory
-        return to_decimal(Decimal, self._effective_decimal_return_scale) if is_float else processors.to_float
+        made: Processor = processors.to_float
+        if is_float:
+            made = processors.to_decimal_processor_factory(Decimal, self._effective_decimal_return_scale)
+        return made
 
 
 class _Numeric(_Numbers, sqltypes.Numeric[Any]):
