@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
@@ -18,6 +19,7 @@ use prost::Message as _;
 use session_broker::grpc::pb;
 use session_broker::grpc::pb::value::Kind;
 use session_broker::names::{self, attribute};
+use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::AbortOnDropHandle;
@@ -26,7 +28,7 @@ use tonic::{Code, Request, Response, Status};
 
 use crate::command_line::{Program, exit_code, get};
 use crate::profiles::Served;
-use crate::support::{Database, Session, first_row, seconds, text, until};
+use crate::support::{Database, Session, first_row, seconds, text, until, wait_until};
 
 /// A port for operators.
 const OPERATIONS: &str = "[operations]\nlisten = \"127.0.0.1:0\"\n";
@@ -140,6 +142,64 @@ async fn metrics_after_a_known_script_are_known_numbers() {
     busy.commit().await.unwrap();
     broker.signal("TERM");
     assert_eq!(exit_code(broker), Some(0));
+}
+
+/// A Prometheus that scrapes one target, stopped when dropped.
+struct Prometheus {
+    child: Child,
+    url: String,
+    _directory: TempDir,
+}
+
+impl Prometheus {
+    fn scraping(target: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let configuration = directory.path().join("prometheus.yml");
+        let scrape = "scrape_configs: [{job_name: broker, scrape_interval: 200ms, static_configs: [{targets:";
+        std::fs::write(&configuration, format!("{scrape} [{target:?}]}}]}}]\n")).unwrap();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = Command::new("prometheus")
+            .arg(format!("--config.file={}", configuration.display()))
+            .arg(format!("--storage.tsdb.path={}", directory.path().join("data").display()))
+            .arg(format!("--web.listen-address=127.0.0.1:{port}"))
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("prometheus is installed: `make test` does it");
+        Self { child, url: format!("http://127.0.0.1:{port}"), _directory: directory }
+    }
+
+    /// What it says of an expression that has one value, if it has one.
+    fn value(&self, expression: &str) -> Option<String> {
+        let answer = ureq::get(format!("{}/api/v1/query", self.url)).query("query", expression).call().ok()?;
+        let answer = answer.into_body().read_to_string().unwrap();
+        let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+        Some(answer["data"]["result"][0]["value"][1].as_str()?.to_owned())
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_real_prometheus_scrapes_it() {
+    let database = Database::create();
+    let mut broker = Program::serve(&database.url(), OPERATIONS);
+    let prometheus = Prometheus::scraping(&broker.operations_address());
+    for _ in 0..3 {
+        broker.session().await.execute_and_commit("UPDATE accounts SET balance = 7").await.unwrap();
+    }
+    for (expression, value) in [
+        ("up{job=\"broker\"}", "1"),
+        ("sum(sessionbroker_sessions_begun_total)", "3"),
+        ("sum(sessionbroker_sessions{sessionbroker_session_state=\"idle\"})", "3"),
+        ("sum(sessionbroker_transaction_duration_seconds_count{sessionbroker_transaction_outcome=\"COMMITTED\"})", "3"),
+    ] {
+        wait_until(|| prometheus.value(expression).as_deref() == Some(value));
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -522,7 +582,7 @@ fn a_variable_that_is_wrong_is_refused_by_its_name() {
         let configuration = directory.path().join("broker.toml");
         let engine = format!("[engines.main]\nurl = {:?}\n", database.url());
         std::fs::write(&configuration, crate::support::for_everybody(&engine)).unwrap();
-        let output = std::process::Command::new(env!("CARGO_BIN_EXE_session-broker"))
+        let output = Command::new(env!("CARGO_BIN_EXE_session-broker"))
             .args(["serve", "--listen", "127.0.0.1:0", "--config", configuration.to_str().unwrap()])
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
             .env(variable, value)

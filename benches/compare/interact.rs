@@ -1,7 +1,7 @@
 //! Clients of the broker with a stream each, on which the statements are messages.
 //!
-//! Knows the protocol, and nothing of what is behind it. Invariant: an answer is taken for each message, in order, before
-//! the next piece of work begins.
+//! Knows the protocol, and nothing of what is behind it. Invariant: an answer is taken for each message, in order,
+//! before the next piece of work begins.
 
 use async_trait::async_trait;
 use bytes::Bytes;

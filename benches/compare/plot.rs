@@ -27,8 +27,7 @@ pub(crate) fn plot(samples: &Samples, clients: &[usize], subtitle: &str) -> Resu
         let setting = Setting { work: Work::Transaction, clients, distance: Distance::Near };
         samples.spread(setting, shape, Sample::rate)
     };
-    let all =
-        Shape::ALL.into_iter().flat_map(|shape| clients.iter().filter_map(move |clients| rate(shape, *clients)));
+    let all = Shape::ALL.into_iter().flat_map(|shape| clients.iter().filter_map(move |clients| rate(shape, *clients)));
     let step = step(all.map(|spread| spread.most).fold(1.0, f64::max));
     let height = |figure: f64| (HEIGHT - TOP - BOTTOM) * figure / (step * f64::from(LINES));
     let floor = HEIGHT - BOTTOM;

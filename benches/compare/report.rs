@@ -76,10 +76,10 @@ impl Report {
                 spread(settings.first().and_then(|setting| figure(*setting, figure_of)), whole)
             };
             row.push(shape.service().map_or_else(dash, |_| cpu(&Sample::service_cpu_us)));
-            row.push(cpu(&|sample| sample.cpu_us(Process::Postgres)));
-            row.push(cpu(&|sample| sample.cpu_us(Process::LoadGenerator)));
+            row.push(cpu(&|sample: &Sample| sample.cpu_us(Process::Postgres)));
+            row.push(cpu(&|sample: &Sample| sample.cpu_us(Process::LoadGenerator)));
             if measured(far) {
-                row.push(spread(figure(far, &|sample| sample.p50_ms), two_digits));
+                row.push(spread(figure(far, &|sample: &Sample| sample.p50_ms), two_digits));
             }
             row
         };

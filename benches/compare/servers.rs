@@ -25,7 +25,7 @@ use crate::delay;
 use crate::work::{Failure, ensure};
 
 /// Uvicorn loads the service, and the libraries it is made of, in a second or two; on a busy machine in more.
-const START_MAX: Duration = Duration::from_secs(60);
+const START_MAX: Duration = Duration::from_mins(1);
 
 /// What a server makes of prepared statements.
 #[derive(Debug, Clone, Copy)]
@@ -166,7 +166,7 @@ impl Servers {
         if is_root()? {
             // It refuses to run as root, as PostgreSQL does: it gets the account that PostgreSQL has.
             let owner = fs::metadata(self.postgres.directory())?;
-            for path in [home.path(), &settings, &users] {
+            for path in [home.path(), settings.as_path(), users.as_path()] {
                 chown(path, Some(owner.uid()), Some(owner.gid()))?;
             }
             command.uid(owner.uid()).gid(owner.gid());
@@ -323,8 +323,10 @@ fn broker_version() -> String {
 
 /// What a program prints, without the end of the line.
 pub(crate) fn output_of(command: &mut Command) -> Result<String, Failure> {
-    let output = command.output().map_err(|error| format!("cannot run {:?}: {error}", command.get_program()))?;
+    let output = command.output();
+    let program = command.get_program().display();
+    let output = output.map_err(|error| format!("cannot run {program}: {error}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    ensure(output.status.success(), &format!("{:?} failed: {errors}", command.get_program()))?;
+    ensure(output.status.success(), &format!("{program} failed: {errors}"))?;
     Ok(String::from_utf8(output.stdout)?.trim_end().to_owned())
 }

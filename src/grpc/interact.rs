@@ -136,7 +136,6 @@ impl Calls {
         let request = tokio::select! {
             biased;
             reason = self.interaction.ended() => return Err(status::from_error(reason.into())),
-            // A caller's leaving may look like the end of what it says: then too the session ends.
             request = self.requests.message() => request?,
         };
         let Some(pb::InteractRequest { request, resume }) = request else { return Ok(None) };

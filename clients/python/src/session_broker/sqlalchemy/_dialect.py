@@ -104,8 +104,6 @@ class SessionBrokerDialect(PGDialect):
     supports_statement_cache = True
     supports_server_side_cursors = True
     supports_sane_multi_rowcount = True
-    supports_native_json_deserialization = True
-    dialect_injects_custom_json_deserializer = True
     execution_ctx_cls = _ExecutionContext
     colspecs = COLSPECS
 

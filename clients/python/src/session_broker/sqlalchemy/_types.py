@@ -32,11 +32,18 @@ class _RegConfig(REGCONFIG):
     render_bind_cast = True
 
 
-class _Json(JSON):
+class _Read:
+    """JSON is read by `session_broker.values`, or by the loader that `json_deserializer` becomes."""
+
+    def result_processor(self, dialect: Any, coltype: Any) -> None:
+        return None
+
+
+class _Json(_Read, JSON):
     render_bind_cast = True
 
 
-class _Jsonb(JSONB):
+class _Jsonb(_Read, JSONB):
     render_bind_cast = True
 
 
