@@ -35,7 +35,7 @@ tools: setup
 	@if command -v chromedriver >/dev/null && command -v prometheus >/dev/null; then exit 0; fi; \
 	sudo=; [ "$$(id -u)" = 0 ] || sudo=sudo; \
 	if command -v apt-get >/dev/null; then \
-	    $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver prometheus; \
+	    $$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq chromium chromium-driver prometheus; \
 	elif command -v dnf >/dev/null; then $$sudo dnf install -y chromium chromedriver golang-github-prometheus; \
 	elif command -v brew >/dev/null; then brew install --cask chromium chromedriver && brew install prometheus; \
 	else echo 'Install Chromium or Chrome, chromedriver and prometheus, then run make again'; exit 1; fi

@@ -28,7 +28,8 @@
 //! `grpc::service` decodes, `broker::registry` finds the session
 //! or why it ended, `broker::session` suspends the lease and waits for the turn, `broker::transaction` owns the
 //! connection and the deadline, `postgres::connection` runs the statement and reads the rows. Results of any size and
-//! COPY take the same way part by part, through `broker::stream` and `broker::bulk`; notifications have a connection of
+//! COPY take the same way part by part, through `broker::stream` and `broker::bulk`, and the calls of a session on one
+//! stream message by message, through `grpc::interact`; notifications have a connection of
 //! their own, in `postgres::listener`. Connections come in through `acceptor`, accepted, encrypted and limited, before
 //! anything is said over them.
 //!

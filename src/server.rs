@@ -272,8 +272,8 @@ async fn watch_engines(broker: &Broker, readiness: &mut Readiness) {
     const WHILE_DOWN: Duration = Duration::from_secs(1);
     /// How soon one that goes is noticed; callers notice at once.
     const WHILE_UP: Duration = Duration::from_secs(5);
-    /// How many looks must find nothing: a restart of PostgreSQL is over before, and callers are not sent away for it.
-    const LOOKS: u32 = 3;
+    /// How many looks must find nothing: a quick restart of PostgreSQL is over before, and callers are not sent away for it.
+    const LOOKS: u32 = 5;
 
     let mut found_nothing = 0;
     let mut reachable: BTreeMap<&str, bool> = BTreeMap::new();

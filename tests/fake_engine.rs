@@ -327,6 +327,10 @@ struct FakeCanceller {
 
 #[async_trait]
 impl Canceller for FakeCanceller {
+    fn bytes_received(&self) -> u64 {
+        0
+    }
+
     async fn cancel(&self) -> Result<(), NotCancelled> {
         if self.gate.pass().await {
             self.cancelled.notify_one();

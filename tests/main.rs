@@ -32,6 +32,7 @@ mod attach;
 mod attach_times;
 mod cancel;
 mod dropped_calls;
+mod interact;
 mod leases;
 
 mod notifications;
@@ -63,5 +64,6 @@ mod chart;
 mod cli;
 mod command_line;
 mod python;
+mod python_client;
 #[cfg(target_os = "linux")]
 mod wall_clock;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{LogsService, LogsServiceServer};
 use opentelemetry_proto::tonic::collector::logs::v1::{ExportLogsServiceRequest, ExportLogsServiceResponse};
@@ -21,6 +22,7 @@ use session_broker::grpc::pb::value::Kind;
 use session_broker::names::{self, attribute};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
+use tokio::time::sleep;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::service::Routes;
@@ -578,6 +580,9 @@ fn a_variable_that_is_wrong_is_refused_by_its_name() {
         ("OTEL_TRACES_EXPORTER", "zipkin", "OTEL_TRACES_EXPORTER: \"zipkin\" is not there: use otlp or none"),
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json", "OTEL_EXPORTER_OTLP_PROTOCOL: \"http/json\" is not there"),
         ("OTEL_EXPORTER_OTLP_CERTIFICATE", nothing.to_str().unwrap(), "nothing.crt: No such file"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "soon", "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT: \"soon\" is no number"),
+        ("OTEL_TRACES_SAMPLER", "alwayson", "OTEL_TRACES_SAMPLER: \"alwayson\" is not there"),
+        ("OTEL_TRACES_SAMPLER_ARG", "10%", "OTEL_TRACES_SAMPLER_ARG: \"10%\" is no number from 0 to 1"),
     ] {
         let configuration = directory.path().join("broker.toml");
         let engine = format!("[engines.main]\nurl = {:?}\n", database.url());
@@ -617,6 +622,77 @@ async fn a_collector_that_is_not_there_holds_nobody_up_and_what_it_misses_is_cou
     until(async || broker.logged(&["telemetry is not delivered", "\"traces\""]) == 1).await;
     broker.signal("TERM");
     assert_eq!(exit_code(broker), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_collector_that_never_answers_holds_up_neither_calls_nor_the_end() {
+    let database = Database::create();
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("http://{}", silent.local_addr().unwrap());
+    let listening = AbortOnDropHandle::new(tokio::spawn(async move {
+        let mut connections = Vec::new();
+        loop {
+            connections.push(silent.accept().await.unwrap());
+        }
+    }));
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", PathBuf::from(endpoint)),
+        ("OTEL_BSP_SCHEDULE_DELAY", "10".into()),
+        ("OTEL_BLRP_SCHEDULE_DELAY", "10".into()),
+    ];
+    let broker = Program::serve_under(&environment, &database.url(), "");
+    let session = broker.session().await;
+    // One call that waited for an export would wait ten seconds.
+    let calls = async {
+        for _ in 0..100 {
+            session.execute_and_commit("SELECT 1").await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), calls).await.expect("nobody waits");
+    broker.signal("TERM");
+    assert_eq!(exit_code(broker), Some(0));
+    drop(listening);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_last_as_long_as_what_they_are_of() {
+    let (database, collector) = (Database::create(), Collector::start().await);
+    let broker = Program::serve_under(&collector.environment(), &database.url(), "");
+    let session = broker.session().await;
+    session.execute("SELECT pg_sleep(0.3)").await.unwrap();
+    let request = pb::ExecuteStreamRequest {
+        session_token: session.token.clone(),
+        sql: "SELECT pg_sleep(0.3) FROM accounts".into(),
+        commit: true,
+        ..Default::default()
+    };
+    let mut parts = broker.client().execute_stream(request).await.unwrap().into_inner();
+    while parts.message().await.unwrap().is_some() {}
+    let lasts = |span: &Span| span.end_time_unix_nano - span.start_time_unix_nano;
+    for (name, least) in [
+        ("SELECT", 300),
+        ("SELECT accounts", 600),
+        (method("Execute").as_str(), 300),
+        (method("ExecuteStream").as_str(), 600),
+        ("transaction", 900),
+    ] {
+        let lasted = lasts(&collector.span(name, |_| true).await) / 1_000_000;
+        assert!(lasted >= least, "{name} lasted {lasted} ms");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_of_many_pauses_tells_of_some() {
+    let (database, collector) = (Database::create(), Collector::start().await);
+    let broker = Program::serve_under(&collector.environment(), &database.url(), "");
+    let session = broker.session().await;
+    for _ in 0..200 {
+        session.execute("SELECT 1").await.unwrap();
+        sleep(Duration::from_millis(2)).await;
+    }
+    session.commit().await.unwrap();
+    let transaction = collector.span("transaction", |_| true).await;
+    assert_eq!((transaction.events.len(), transaction.dropped_events_count), (128, 72));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -254,6 +254,9 @@ pub trait Notifications: Send {
 /// Stops a connection's running statement.
 #[async_trait]
 pub trait Canceller: Send + Sync {
+    /// How many bytes of answers have come. While they come, the server is not stuck.
+    fn bytes_received(&self) -> u64;
+
     /// Asks the server to cancel. Returns when the server has dealt with the request, so that it cannot hit a later
     /// statement, or with why it could not be asked.
     ///

@@ -68,9 +68,12 @@ pub enum Error {
     /// Cancel was called, and PostgreSQL could not be asked.
     #[error("the statement runs on, within its time limits: PostgreSQL could not be asked to stop it: {0}")]
     CancelUndelivered(String),
-    /// Attach was called, and a stream is there.
-    #[error("another Attach stream of this session is open")]
+    /// A stream was to keep the session, and another does.
+    #[error("another stream of this session is open")]
     AlreadyAttached,
+    /// A call was sent behind one that failed, perhaps without knowing.
+    #[error("nothing was done, as a call before has failed: roll back, or say resume")]
+    PipelineAborted,
     /// The caller went away before its call was through.
     #[error("the caller left before the call was through: its statement was stopped")]
     CallerLeft,

@@ -48,7 +48,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tracing::{info, warn};
+use tracing::{Span, info, warn};
 
 pub use idempotency::Fingerprint;
 pub use session::attach;
@@ -281,6 +281,20 @@ impl Broker {
         }
     }
 
+    /// Counts a call that comes over a stream which was let in.
+    ///
+    /// # Errors
+    /// [`Error::Forbidden`] when the principal may do nothing any more, [`Error::Exhausted`] when it calls too often.
+    pub fn pay(&self, principal: &Principal) -> Result<(), Error> {
+        let rate = self.offers().grant(principal)?.quotas.calls_per_second;
+        match rate {
+            Some(rate) if !self.shared.accounts.of(principal).pay(Instant::now(), rate) => {
+                Err(Error::Exhausted(Exhausted::PrincipalCallRate(rate.get())))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Lets a call in whatever else is at work: one that gives back what is held, or an operator's.
     ///
     /// # Errors
@@ -344,6 +358,11 @@ impl Broker {
             return Ok(Granted { lease_ttl: known.lease_ttl(), session: known });
         }
         let lease_ttl = session.lease_ttl();
+        self.shared.tell(Event::SessionBegan { engine: session.engine().name() });
+        info!(
+            session.id = %session.id(), %principal, engine = %session.engine().name(),
+            profile = session.profile_name(), lease.ttl = ?lease_ttl, "session began"
+        );
         self.shared.watch(session.id());
         // A drain or a reload that began meanwhile may have looked at the sessions before this one was there.
         if self.shared.is_draining() {
@@ -354,11 +373,6 @@ impl Broker {
             end_without_grant(&session);
             return Err(forbidden);
         }
-        self.shared.tell(Event::SessionBegan { engine: session.engine().name() });
-        info!(
-            session.id = %session.id(), %principal, engine = %session.engine().name(),
-            profile = session.profile_name(), lease.ttl = ?lease_ttl, "session began"
-        );
         Ok(Granted { session, lease_ttl })
     }
 
@@ -404,7 +418,11 @@ impl Broker {
     /// [`Error::SessionUnknown`] when there is none, or it is another principal's.
     pub fn session(&self, principal: &Principal, token: &SessionToken) -> Result<Arc<Session>, Error> {
         let session = self.shared.registry.get(token.id()).ok_or(Error::SessionUnknown)?;
-        if session.answers_to(principal, token) { Ok(session) } else { Err(Error::SessionUnknown) }
+        if !session.answers_to(principal, token) {
+            return Err(Error::SessionUnknown);
+        }
+        session.link(&Span::current());
+        Ok(session)
     }
 
     /// Tells what became of the transaction that a commit token names, waiting for its end up to `until`. With its xid8.

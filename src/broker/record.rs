@@ -20,12 +20,17 @@ use crate::names::attribute;
 /// The shortest pause that a transaction's span tells of.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
 
+/// The most of a statement's text that a span holds: many spans may wait for a collector.
+const TEXT_BYTES_MAX: usize = 4096;
+
 /// A transaction's record, from when its connection was asked for.
 pub(super) struct Record {
     session: Arc<Session>,
     span: Span,
     began: Instant,
     idle: Duration,
+    /// When it had its connection no more.
+    over: Option<Instant>,
 }
 
 /// Something that PostgreSQL is doing.
@@ -33,6 +38,11 @@ pub(super) struct Operation {
     name: &'static str,
     span: Span,
     began: Instant,
+}
+
+/// Begins a span, or ends it: it lasts until it is last left.
+fn touch(span: &Span) {
+    span.in_scope(|| ());
 }
 
 impl Operation {
@@ -54,7 +64,9 @@ impl Record {
             )
         };
         session.link(&span);
-        Self { session, span, began: Instant::now(), idle: Duration::ZERO }
+        // From here on what happens in it is bounded, and nothing is kept of one that is not to be.
+        touch(&span);
+        Self { session, span, began: Instant::now(), idle: Duration::ZERO, over: None }
     }
 
     fn tell(&self, event: Event<'_>) {
@@ -137,7 +149,8 @@ impl Record {
         if let Some(statement) = statement
             && self.session.observer().shows_sql()
         {
-            span.record(attribute::DB_TEXT, statement.sql());
+            let sql = statement.sql();
+            span.record(attribute::DB_TEXT, &sql[..sql.floor_char_boundary(TEXT_BYTES_MAX)]);
         }
         Operation { name, span, began }
     }
@@ -150,6 +163,7 @@ impl Record {
     /// The same, for what fails with an SQLSTATE or a word.
     pub(super) fn done(&self, operation: Operation, error: Option<&str>) {
         let Operation { name, span, began } = operation;
+        touch(&span);
         if let Some(error) = error {
             span.record("otel.status_code", "ERROR");
             span.record(attribute::ERROR_TYPE, error);
@@ -170,18 +184,21 @@ impl Record {
         self.tell(Event::CommitResolved { engine: self.session.engine().name(), verdict });
     }
 
-    /// The transaction is over.
-    pub(super) fn ended(&self, verdict: &Verdict) {
-        let lasted = self.began.elapsed();
+    /// The transaction is over, if it has begun.
+    pub(super) fn ended(&self, verdict: Option<&Verdict>) {
+        let Some(verdict) = verdict else { return };
+        let lasted = self.over.unwrap_or_else(Instant::now) - self.began;
         let idle_ratio = if lasted.is_zero() { 0.0 } else { self.idle.div_duration_f64(lasted).min(1.0) };
         self.span.record(attribute::OUTCOME, verdict.name());
         self.span.record(attribute::IDLE_RATIO, idle_ratio);
+        touch(&self.span);
         self.tell(Event::TransactionEnded { engine: self.session.engine().name(), verdict, lasted, idle_ratio });
     }
 
     /// Its connection is back, or gone.
-    pub(super) fn returned(self, discarded: Option<Discard>) {
-        let used = self.began.elapsed();
+    pub(super) fn returned(&mut self, discarded: Option<Discard>) {
+        let over = *self.over.insert(Instant::now());
+        let used = over - self.began;
         self.tell(Event::ConnectionReturned { engine: self.session.engine().name(), used, discarded });
     }
 }

@@ -6,6 +6,7 @@
 //! and nothing leaves [`Phase::Ended`].
 
 pub mod attach;
+pub mod interact;
 pub mod streaming;
 
 use std::collections::BTreeMap;
@@ -612,9 +613,16 @@ impl Session {
         self.expire_at(now);
         let mut state = self.lock();
         state.alive()?;
-        self.shared.tell(Event::LeaseRenewed { remaining: state.lease.remaining(now) });
+        self.tell_renewal(&state, now);
         state.lease.renew(now);
         Ok(self.snapshot(&state, now))
+    }
+
+    /// Tells how much was left of a lease that is about to be renewed, if it runs.
+    fn tell_renewal(&self, state: &State, now: Instant) {
+        if self.life == Life::Leased && state.calls == 0 && !state.lease.is_attached() {
+            self.shared.tell(Event::LeaseRenewed { remaining: state.lease.remaining(now) });
+        }
     }
 
     /// Tells what is behind the session.
@@ -896,18 +904,13 @@ impl Session {
     fn enter(self: &Arc<Self>) -> Result<Ticket, Failure> {
         let now = Instant::now();
         self.expire_at(now);
-        if self.origin.is_some() {
-            self.link(&Span::current());
-        }
         let mut state = self.lock();
         state.alive()?;
         // Calls that follow one another without a gap would keep it for ever.
         if state.calls > 0 && state.lease.until_end(now).is_zero() && self.shared.reaper_mode == ReaperMode::On {
             return Err(Error::SessionEnded(EndReason::MaxAge).into());
         }
-        if self.life == Life::Leased {
-            self.shared.tell(Event::LeaseRenewed { remaining: state.lease.remaining(now) });
-        }
+        self.tell_renewal(&state, now);
         state.lease.renew(now);
         if state.calls >= self.profile().session_queue_max {
             let error = Error::Exhausted(Exhausted::SessionQueue(self.profile().session_queue_max));

@@ -133,6 +133,11 @@ impl Statement {
         }
     }
 
+    /// Whether it may change what others' statements are prepared for: tables that are not its session's own.
+    pub fn may_change_tables(&self) -> bool {
+        matches!(self.operation, "ALTER" | "CREATE" | "DROP") && !mentions(&self.sql, b"temp")
+    }
+
     /// Whether its text names set_config, a SELECT that is a SET.
     pub fn may_set(&self) -> bool {
         self.may_set

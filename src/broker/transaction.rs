@@ -5,10 +5,12 @@
 //! proves the connection clean and releases it, or drops it. Invariants: a COMMIT is never interrupted; a statement is
 //! interrupted at most once, and nothing else is sent before PostgreSQL has answered both.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::error::Elapsed;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{Span, error, info, warn};
@@ -24,9 +26,12 @@ use super::record::Record;
 use super::session::{Committed, Executed, Numbered, Progress, Session, SessionState, Stoppable, Turn};
 use super::statement::{ResultLimits, ResultSet};
 
-/// How long a cancelled statement may take to stop. Cancelling takes PostgreSQL milliseconds; longer means that the
-/// network or the server is stuck, and only closing the connection helps.
+/// How long a cancelled statement may take to stop without a sign of life. Cancelling takes PostgreSQL milliseconds; longer
+/// means that the network or the server is stuck, and only closing the connection helps.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
+
+/// How often it is given that grace while rows come that were on their way: some hundred thousand short ones may be.
+const CANCEL_GRACES: usize = 5;
 
 /// How long a cancelled statement is waited for before it is cancelled again: PostgreSQL ignores a cancel that comes
 /// between two messages of one statement.
@@ -237,7 +242,7 @@ pub(super) async fn run(
         id: None,
         savepoints: Vec::new(),
         record,
-        verdict: Verdict::RolledBack,
+        verdict: Some(Verdict::RolledBack),
     };
     let begin = first.begin.clone();
     let mut end = transaction.execute(first, Some(&begin)).await;
@@ -257,6 +262,7 @@ async fn checkout(
     commands: &mut mpsc::Receiver<Command>,
 ) -> Option<(Box<dyn Connection>, Execute)> {
     let engine = session.engine();
+    let denied = || session.observer().observe(Event::ConnectionDenied { engine: engine.name() });
     let error = tokio::select! {
         biased;
         // The caller left, or the session was ended: nothing has begun, so nothing is left to do.
@@ -266,12 +272,15 @@ async fn checkout(
             Ok(connection) => return Some((connection, first)),
             Err(error) => {
                 if matches!(error, CheckoutError::Wait(_) | CheckoutError::Queue(_) | CheckoutError::SubPools(_)) {
-                    session.observer().observe(Event::ConnectionDenied { engine: engine.name() });
+                    denied();
                 }
                 Some(error.into_error(engine.name()))
             }
         },
-        () = sleep_until(first.deadline.at) => Some(first.deadline.exceeded()),
+        () = sleep_until(first.deadline.at) => {
+            denied();
+            Some(first.deadline.exceeded())
+        }
         () = first.running.stop.notified() => Some(Error::Cancelled),
     };
     refuse(first, error);
@@ -298,8 +307,8 @@ struct Transaction {
     /// The oldest first. Names may repeat.
     savepoints: Vec<SavepointName>,
     record: Record,
-    /// What became of it, unless it is to be looked into.
-    verdict: Verdict,
+    /// What became of it, unless it is to be looked into; `None`: it has never begun.
+    verdict: Option<Verdict>,
 }
 
 /// How a transaction ends, as the server sees it.
@@ -407,6 +416,7 @@ impl Transaction {
                 if self.connection.status() != TransactionStatus::Open {
                     error!(session.id = %self.session.id(), "a statement ended its transaction");
                     self.session.end(EndReason::BackendLost);
+                    self.verdict = Some(Verdict::Unknown(self.id.clone()));
                     return Some(End::Unknown);
                 }
                 self.identify();
@@ -419,6 +429,7 @@ impl Transaction {
         let index = Some(index);
         match error {
             StatementError::LostBeforeBegin(lost) => {
+                self.verdict = None;
                 let error = CheckoutError::Unreachable(lost.0).into_error(self.session.engine().name());
                 call.refuse(Progress::Over(None), error, index);
                 Some(End::Unknown)
@@ -433,6 +444,7 @@ impl Transaction {
             }
             // Nothing ran: the transaction stands as before the call, which may be not at all.
             StatementError::Refused(error) if begin.is_some() => {
+                self.verdict = None;
                 let end = if self.connection.status() == TransactionStatus::Idle { End::Over } else { End::Open };
                 let error = told(error, interruption.as_ref(), deadline);
                 running.was_stopped = was_stopped(&error);
@@ -489,7 +501,7 @@ impl Transaction {
             };
             let asked_at = Instant::now();
             let stopped = if interruption == Interruption::Cancelled {
-                let asked = timeout(CANCEL_GRACE, stop_if_asked(&*canceller, &mut working, &closing)).await;
+                let asked = within_grace(&*canceller, stop_if_asked(&*canceller, &mut working, &closing)).await;
                 match asked.map_err(too_long).unwrap_or_else(|lost| Err(lost.into())) {
                     Err(NotCancelled::Unsent(cause)) => {
                         // Its time limits still hold.
@@ -501,7 +513,8 @@ impl Transaction {
                 }
             } else {
                 closing.cancel();
-                timeout(CANCEL_GRACE, stop(&*canceller, &mut working, &closing)).await.map_err(too_long).flatten()
+                let stopped = within_grace(&*canceller, stop(&*canceller, &mut working, &closing)).await;
+                stopped.map_err(too_long).flatten()
             };
             self.record.cancelled(asked_at);
             let ran = stopped.unwrap_or_else(|lost| Err(Stopped { index: 0, error: StatementError::Lost(lost) }));
@@ -583,7 +596,7 @@ impl Transaction {
                 return End::CommitLost(committing);
             }
         };
-        self.verdict = verdict.clone();
+        self.verdict = Some(verdict.clone());
         committing.answer(verdict, error);
         End::Over
     }
@@ -610,13 +623,13 @@ impl Transaction {
         };
         match end {
             End::Over => {
-                self.record.ended(&self.verdict);
+                self.record.ended(self.verdict.as_ref());
                 let discarded = self.connection.release().await;
                 self.record.returned(discarded);
             }
             End::Open | End::Unknown => {
                 drop(self.connection);
-                self.record.ended(&self.verdict);
+                self.record.ended(self.verdict.as_ref());
                 self.record.returned(Some(Discard::Lost));
             }
             End::CommitLost(committing) => self.resolve(committing).await,
@@ -625,11 +638,12 @@ impl Transaction {
 
     /// Asks PostgreSQL anew what became of a commit whose answer was lost, and answers with what it says.
     async fn resolve(self, committing: Committing) {
-        let Self { session, connection, id, record, .. } = self;
+        let Self { session, connection, id, mut record, .. } = self;
         let backend = connection.backend_pid();
         let transaction = connection.cluster().zip(connection.xid()).map(|(cluster, xid)| ClusterXid { cluster, xid });
         // Its place in the pool is needed for the question.
         drop(connection);
+        record.returned(Some(Discard::Lost));
         let grace = Instant::now() + RESOLVE_GRACE;
         let until = committing.answer_by.map_or(grace, |answer_by| grace.min(answer_by));
         let resolution = match transaction {
@@ -643,8 +657,7 @@ impl Transaction {
         };
         info!(session.id = %session.id(), outcome = verdict.name(), "lost commit looked into");
         record.resolved(&verdict);
-        record.ended(&verdict);
-        record.returned(Some(Discard::Lost));
+        record.ended(Some(&verdict));
         committing.answer(verdict, None);
     }
 }
@@ -692,6 +705,19 @@ fn was_stopped(error: &Error) -> bool {
 
 /// SQLSTATE of a cancelled statement.
 const QUERY_CANCELED: &str = "57014";
+
+/// Waits for a cancelled statement to stop, as long as the server gives signs of life.
+async fn within_grace<T>(canceller: &dyn Canceller, stopping: impl Future<Output = T>) -> Result<T, Elapsed> {
+    let mut stopping = pin!(stopping);
+    let mut graces = 1;
+    loop {
+        let received = canceller.bytes_received();
+        match timeout(CANCEL_GRACE, &mut stopping).await {
+            Err(_) if graces < CANCEL_GRACES && canceller.bytes_received() > received => graces += 1,
+            stopped => return stopped,
+        }
+    }
+}
 
 /// Cancels a running statement until it ends, and waits for all answers: only then can no cancel hit a later statement.
 async fn stop<T>(

@@ -217,7 +217,10 @@ fn telemetry(mut section: Section<'_>) -> TelemetryOptions {
             section.problem("log", &problem);
             LogFilter::default()
         }
-        None => std::env::var("RUST_LOG").ok().and_then(|text| LogFilter::parse(&text).ok()).unwrap_or_default(),
+        None => LogFilter::from_rust_log().unwrap_or_else(|problem| {
+            section.problem("log", &problem);
+            LogFilter::default()
+        }),
     };
     let query_text = section.flag("query_text", false);
     section.finish();

@@ -26,6 +26,7 @@ use tower_service::Service;
 use tracing::field::display;
 use tracing::{Instrument, Span, info};
 
+use super::framing::Framing;
 use super::{method, status};
 use crate::acceptor::{OpenCall, Peer};
 use crate::broker::admin::AUDIT;
@@ -50,12 +51,16 @@ const PIECE_BYTES: usize = 64 * 1024;
 /// The one call whose request may pause: its caller sends what others give it.
 const COPY_IN: &str = "/sessionbroker.v1.BulkService/CopyIn";
 
+/// The one call that is many: each of its messages has its own time and room to arrive in.
+const INTERACT: &str = "/sessionbroker.v1.SessionService/Interact";
+
 /// Whose answers go on: they are counted until they begin, and their sessions and listeners from there on.
-const STREAMS: [&str; 4] = [
+const STREAMS: [&str; 5] = [
     "/sessionbroker.v1.BulkService/CopyOut",
     "/sessionbroker.v1.NotificationService/Listen",
     "/sessionbroker.v1.SessionService/Attach",
     "/sessionbroker.v1.SessionService/ExecuteStream",
+    INTERACT,
 ];
 
 /// The calls whose refusals the audit log has.
@@ -110,7 +115,7 @@ impl Gate {
 
     fn note_refusal(&self, peer: Option<&Peer>, path: &str, principal: Option<&Principal>, error: &Error) {
         let rpc = path.strip_prefix(OPERATORS);
-        if path != BEGIN_SESSION && rpc.is_none() {
+        if path != BEGIN_SESSION && path != INTERACT && rpc.is_none() {
             return;
         }
         // Anybody can make these lines.
@@ -235,7 +240,11 @@ where
             };
             let path = request.uri().path();
             let is_stream = STREAMS.contains(&path);
-            let arrival = (path != COPY_IN).then(|| Arrival::new(gate.arriving));
+            let arrival = match path {
+                COPY_IN => None,
+                INTERACT => Some(Arrival::of_messages(gate.arriving)),
+                _ => Some(Arrival::new(gate.arriving)),
+            };
             let request = request.map(|body| Body::new(Arriving { body, arrival }));
             let response = match AssertUnwindSafe(inner.call(request)).catch_unwind().await {
                 Ok(response) => response?,
@@ -301,6 +310,8 @@ impl Drop for Told {
             if method::is_failure(*code) {
                 span.record("otel.status_code", "ERROR");
             }
+            // It lasts until it is last left, which may have been when the answer began.
+            span.in_scope(|| ());
         }
         observer.observe(Event::CallEnded { method, status, error, took: began.elapsed() });
     }
@@ -315,6 +326,8 @@ struct Arriving {
 
 /// The bounds of a request's arrival.
 struct Arrival {
+    /// Of a call that is many.
+    framing: Option<Framing>,
     deadline: Instant,
     /// Set while it is waited for.
     patience: Option<Pin<Box<Sleep>>>,
@@ -327,12 +340,25 @@ struct Arrival {
 
 impl Arrival {
     fn new(arriving: Arc<Semaphore>) -> Self {
-        Self { deadline: Instant::now() + ARRIVAL_TIMEOUT, patience: None, arriving, bytes: 0, room: None }
+        let deadline = Instant::now() + ARRIVAL_TIMEOUT;
+        Self { framing: None, deadline, patience: None, arriving, bytes: 0, room: None }
+    }
+
+    /// Of a call that is many.
+    fn of_messages(arriving: Arc<Semaphore>) -> Self {
+        Self { framing: Some(Framing::default()), ..Self::new(arriving) }
     }
 
     /// Ready when it has taken too long.
     fn poll_late(&mut self, context: &mut Context<'_>) -> Poll<Status> {
-        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep_until(self.deadline)));
+        let deadline = match &self.framing {
+            // The next message may take its time to begin.
+            Some(framing) if framing.begun() == 0 => return Poll::Pending,
+            // It is waited for from now on: what came before it may have been long at work.
+            Some(_) => Instant::now() + ARRIVAL_TIMEOUT,
+            None => self.deadline,
+        };
+        let patience = self.patience.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
         patience.as_mut().poll(context).map(|()| {
             let problem = format!("took too long to arrive: more than {} s", ARRIVAL_TIMEOUT.as_secs());
             status::from_error(Error::invalid("request", problem))
@@ -340,8 +366,16 @@ impl Arrival {
     }
 
     /// Finds room for what has come. The beginning of each call has its own: small ones are let in when all else is full.
-    fn take(&mut self, bytes: usize) -> Result<(), Status> {
+    fn take(&mut self, data: &[u8]) -> Result<(), Status> {
         const OWN_BYTES: usize = 64 * 1024;
+        let mut bytes = data.len();
+        if let Some(framing) = &mut self.framing
+            && framing.follow(data)
+        {
+            bytes = framing.begun();
+            // Messages that are complete have been handed on.
+            (self.bytes, self.room, self.patience) = (0, None, None);
+        }
         let taken = self.bytes.saturating_sub(OWN_BYTES).div_ceil(1024);
         self.bytes += bytes;
         let more = self.bytes.saturating_sub(OWN_BYTES).div_ceil(1024) - taken;
@@ -373,8 +407,12 @@ impl HttpBody for Arriving {
         match frame {
             Poll::Pending => arrival.poll_late(context).map(|late| Some(Err(late))),
             Poll::Ready(Some(Ok(frame))) => {
-                let taken = arrival.take(frame.data_ref().map_or(0, Bytes::len));
+                let taken = arrival.take(frame.data_ref().map_or(&[][..], |data| &data[..]));
                 Poll::Ready(Some(taken.map(|()| frame)))
+            }
+            // A caller's leaving is not to look like the end of its calls, as CANCELLED does.
+            Poll::Ready(Some(Err(_))) if arrival.framing.is_some() => {
+                Poll::Ready(Some(Err(Status::unavailable("the caller has left"))))
             }
             over @ Poll::Ready(_) => over,
         }

@@ -37,7 +37,8 @@ pub(super) async fn interact(
     let principal = auth::principal(&request)?;
     let (metadata, _, mut requests) = request.into_parts();
     let invalid = |problem: &str| status::from_error(Error::invalid("request", problem));
-    let first = timeout(ARRIVAL_TIMEOUT, requests.message()).await.map_err(|_| invalid("took too long to arrive"))??;
+    let first =
+        timeout(ARRIVAL_TIMEOUT, requests.message()).await.map_err(|_| invalid("took too long to arrive"))??;
     let (interaction, answer) = match first.and_then(|pb::InteractRequest { request, resume: _ }| request) {
         Some(Asked::BeginSession(begin)) => begin_session(sessions, broker, &principal, begin).await?,
         Some(Asked::SessionToken(token)) => find_session(broker, &principal, &token)?,

@@ -24,6 +24,8 @@ pub mod bulk;
 pub mod client;
 pub(crate) mod codec;
 mod convert;
+mod framing;
+mod interact;
 mod method;
 pub mod notifications;
 pub mod row;

@@ -15,7 +15,7 @@ use tracing::info;
 use super::pb;
 use super::pb::session_service_server::SessionService;
 use super::pb::transaction_service_server::TransactionService;
-use super::{auth, convert, status};
+use super::{auth, convert, interact, status};
 use crate::broker::admin::AUDIT;
 use crate::broker::attach::Attached;
 use crate::broker::engine::{SavepointAction, SavepointName};
@@ -50,6 +50,7 @@ impl Sessions {
 impl SessionService for Sessions {
     type AttachStream = BoxStream<'static, Result<pb::AttachResponse, Status>>;
     type ExecuteStreamStream = BoxStream<'static, Result<pb::ExecuteStreamResponse, Status>>;
+    type InteractStream = BoxStream<'static, Result<pb::InteractResponse, Status>>;
 
     async fn begin_session(
         &self,
@@ -120,15 +121,8 @@ impl SessionService for Sessions {
     async fn rollback(&self, request: Request<pb::RollbackRequest>) -> Result<Response<pb::RollbackResponse>, Status> {
         let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
-        let pb::RollbackRequest { session_token: _, savepoint } = request.into_inner();
-        let state = if savepoint.is_empty() {
-            session.rollback().await
-        } else {
-            let name = checked(&session, SavepointName::new("savepoint", savepoint))?;
-            session.savepoint(SavepointAction::RollBackTo, name, None, deadline).await
-        };
-        let state = state.map_err(status::from_failure)?;
-        Ok(Response::new(pb::RollbackResponse { state: Some(convert::session_state(state)) }))
+        let answer = rollback(&session, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(status::from_failure)
     }
 
     async fn create_savepoint(
@@ -137,12 +131,8 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::CreateSavepointResponse>, Status> {
         let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
-        let pb::CreateSavepointRequest { session_token: _, name, transaction_options } = request.into_inner();
-        let name = checked(&session, SavepointName::new("name", name))?;
-        let choice = checked(&session, transaction_options.map(convert::transaction_choice).transpose())?;
-        let created = session.savepoint(SavepointAction::Create, name, choice, deadline).await;
-        let state = created.map_err(status::from_failure)?;
-        Ok(Response::new(pb::CreateSavepointResponse { state: Some(convert::session_state(state)) }))
+        let answer = create_savepoint(&session, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(status::from_failure)
     }
 
     async fn release_savepoint(
@@ -151,11 +141,8 @@ impl SessionService for Sessions {
     ) -> Result<Response<pb::ReleaseSavepointResponse>, Status> {
         let session = self.session(&request, &request.get_ref().session_token)?;
         let deadline = grpc_deadline(request.metadata());
-        let pb::ReleaseSavepointRequest { session_token: _, name } = request.into_inner();
-        let name = checked(&session, SavepointName::new("name", name))?;
-        let released = session.savepoint(SavepointAction::Release, name, None, deadline).await;
-        let state = released.map_err(status::from_failure)?;
-        Ok(Response::new(pb::ReleaseSavepointResponse { state: Some(convert::session_state(state)) }))
+        let answer = release_savepoint(&session, request.into_inner(), deadline).await;
+        answer.map(Response::new).map_err(status::from_failure)
     }
 
     async fn resolve_commit(
@@ -208,6 +195,13 @@ impl SessionService for Sessions {
         Ok(Response::new(events.boxed()))
     }
 
+    async fn interact(
+        &self,
+        request: Request<tonic::Streaming<pb::InteractRequest>>,
+    ) -> Result<Response<Self::InteractStream>, Status> {
+        interact::interact(self, &self.broker, request).await
+    }
+
     async fn get_session(
         &self,
         request: Request<pb::GetSessionRequest>,
@@ -243,15 +237,57 @@ impl TransactionService for Transactions {
     }
 }
 
-/// A request on a session that was read, or what is wrong with it. A bad one is a finished call: it renews the lease and
-/// hears where the session stands.
+/// Rolls a session's transaction back, or to a savepoint.
+pub(super) async fn rollback(
+    session: &Arc<Session>,
+    request: pb::RollbackRequest,
+    deadline: Option<Instant>,
+) -> Result<pb::RollbackResponse, Failure> {
+    let pb::RollbackRequest { session_token: _, savepoint } = request;
+    let state = if savepoint.is_empty() {
+        session.rollback().await?
+    } else {
+        let name = SavepointName::new("savepoint", savepoint).map_err(|error| refused(session, error))?;
+        session.savepoint(SavepointAction::RollBackTo, name, None, deadline).await?
+    };
+    Ok(pb::RollbackResponse { state: Some(convert::session_state(state)) })
+}
+
+/// Sets a savepoint in a session's transaction.
+pub(super) async fn create_savepoint(
+    session: &Arc<Session>,
+    request: pb::CreateSavepointRequest,
+    deadline: Option<Instant>,
+) -> Result<pb::CreateSavepointResponse, Failure> {
+    let pb::CreateSavepointRequest { session_token: _, name, transaction_options } = request;
+    let name = SavepointName::new("name", name).map_err(|error| refused(session, error))?;
+    let choice = transaction_options.map(convert::transaction_choice).transpose();
+    let choice = choice.map_err(|error| refused(session, error))?;
+    let state = session.savepoint(SavepointAction::Create, name, choice, deadline).await?;
+    Ok(pb::CreateSavepointResponse { state: Some(convert::session_state(state)) })
+}
+
+/// Forgets a savepoint of a session's transaction.
+pub(super) async fn release_savepoint(
+    session: &Arc<Session>,
+    request: pb::ReleaseSavepointRequest,
+    deadline: Option<Instant>,
+) -> Result<pb::ReleaseSavepointResponse, Failure> {
+    let pb::ReleaseSavepointRequest { session_token: _, name } = request;
+    let name = SavepointName::new("name", name).map_err(|error| refused(session, error))?;
+    let state = session.savepoint(SavepointAction::Release, name, None, deadline).await?;
+    Ok(pb::ReleaseSavepointResponse { state: Some(convert::session_state(state)) })
+}
+
+/// A request on a session that was read, or what is wrong with it.
 pub(super) fn checked<T>(session: &Session, read: Result<T, Error>) -> Result<T, Status> {
-    read.map_err(|error| {
-        let failure = session
-            .keep_alive()
-            .map_or_else(Failure::from, |state| Failure { state: Some(state), ..Failure::from(error) });
-        status::from_failure(failure)
-    })
+    read.map_err(|error| status::from_failure(refused(session, error)))
+}
+
+/// What is told of a call that was refused as it came. It is a finished call: it renews the lease and hears where the
+/// session stands.
+pub(super) fn refused(session: &Session, error: Error) -> Failure {
+    session.keep_alive().map_or_else(Failure::from, |state| Failure { state: Some(state), ..Failure::from(error) })
 }
 
 /// When to stop for a caller that stops waiting, by the `grpc-timeout` header: up to eight digits and a unit. A little

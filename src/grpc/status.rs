@@ -78,6 +78,7 @@ fn lookup(error: &Error) -> Row {
         Error::NothingToCancel => row(Code::FailedPrecondition, "NOTHING_TO_CANCEL", Scope::Nothing),
         Error::CancelUndelivered(_) => row(Code::Unavailable, "CANCEL_UNDELIVERED", Scope::Call),
         Error::AlreadyAttached => row(Code::FailedPrecondition, "ALREADY_ATTACHED", Scope::Call),
+        Error::PipelineAborted => row(Code::FailedPrecondition, "PIPELINE_ABORTED", Scope::Transaction),
         Error::CallerLeft => row(Code::Cancelled, "CALLER_LEFT", Scope::Transaction),
         Error::SeqGap { .. } => row(Code::FailedPrecondition, "SEQ_GAP", Scope::Nothing),
         Error::SeqAnswerGone(_) => row(Code::FailedPrecondition, "SEQ_ANSWER_GONE", Scope::Nothing),
@@ -211,6 +212,7 @@ fn metadata(error: &Error) -> Vec<(String, String)> {
         | Error::NothingToCancel
         | Error::CancelUndelivered(_)
         | Error::AlreadyAttached
+        | Error::PipelineAborted
         | Error::CallerLeft
         | Error::SeqAnswerGone(_)
         | Error::CommitRolledBack
@@ -272,6 +274,7 @@ fn error_detail(error: &Error) -> Option<Any> {
         | Error::NothingToCancel
         | Error::CancelUndelivered(_)
         | Error::AlreadyAttached
+        | Error::PipelineAborted
         | Error::CallerLeft
         | Error::SeqGap { .. }
         | Error::SeqAnswerGone(_)
@@ -352,6 +355,7 @@ mod tests {
             Error::NothingToCancel,
             Error::CancelUndelivered(String::new()),
             Error::AlreadyAttached,
+            Error::PipelineAborted,
             Error::CallerLeft,
             Error::SeqGap { given: 3, expected: 2 },
             Error::SeqAnswerGone(1),
@@ -398,6 +402,7 @@ mod tests {
             | Error::NothingToCancel
             | Error::CancelUndelivered(_)
             | Error::AlreadyAttached
+            | Error::PipelineAborted
             | Error::CallerLeft
             | Error::SeqGap { .. }
             | Error::SeqAnswerGone(_)

@@ -23,6 +23,7 @@ use ring::digest;
 use serde_json::{Value, json};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Problem, Site, WATCHES_MAX, data, render};
 use crate::broker::admin::watch::{Unseen, Watch};
@@ -83,7 +84,15 @@ pub(super) async fn events(State(site): State<Arc<Site>>, request: Request) -> R
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, error)
     })?;
     let (watch, until) = (operator.watch(), Instant::now() + STREAM_AGE_MAX);
-    let watching = Watching { watch, until, site: site.clone(), _place: place };
+    let place = Arc::new(Mutex::new(Some(place)));
+    let held = Arc::downgrade(&place);
+    let timer = AbortOnDropHandle::new(tokio::spawn(async move {
+        sleep_until(until).await;
+        if let Some(place) = held.upgrade() {
+            place.lock().unwrap_or_else(PoisonError::into_inner).take();
+        }
+    }));
+    let watching = Watching { watch, until, site: site.clone(), _place: place, _timer: timer };
     let events = stream::unfold(Some(watching), async |watching: Option<Watching>| {
         let mut watching = watching?;
         Some(match watching.snapshot().await {
@@ -141,7 +150,9 @@ struct Watching {
     watch: Watch,
     until: Instant,
     site: Arc<Site>,
-    _place: OwnedSemaphorePermit,
+    /// Its place, which the timer takes away at that time: nothing else looks after a reader that takes nothing.
+    _place: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
+    _timer: AbortOnDropHandle<()>,
 }
 
 /// Why a stream ends.

@@ -76,6 +76,10 @@ impl BackendCanceller {
 
 #[async_trait]
 impl Canceller for BackendCanceller {
+    fn bytes_received(&self) -> u64 {
+        self.wire.bytes_received()
+    }
+
     async fn cancel(&self) -> Result<(), NotCancelled> {
         let _one_at_a_time = self.outstanding.lock().await;
         let stream = match timeout(CONNECT_WAIT, self.address.connect()).await {

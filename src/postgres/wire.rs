@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
@@ -42,6 +42,8 @@ pub(super) struct Wire {
     changed_binds: AtomicUsize,
     /// Rows that are larger are taken out.
     row_bytes_max: AtomicUsize,
+    /// How many bytes have come.
+    bytes_received: AtomicU64,
 }
 
 /// How a Bind is changed.
@@ -111,7 +113,13 @@ impl Wire {
             noticed: Notify::new(),
             changed_binds: AtomicUsize::new(0),
             row_bytes_max: AtomicUsize::new(usize::MAX),
+            bytes_received: AtomicU64::new(0),
         })
+    }
+
+    /// How many bytes have come.
+    pub(super) fn bytes_received(&self) -> u64 {
+        self.bytes_received.load(Ordering::Relaxed)
     }
 
     /// Forgets the notices, so that the next ones are the next request's.
@@ -361,6 +369,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
                 ready!(Pin::new(&mut *stream).poll_read(cx, buf))?;
                 let news = buf.filled_mut().get_mut(before..).unwrap_or_default();
                 let (came, passed) = (news.len(), incoming.pass(news, wire));
+                wire.bytes_received.fetch_add(came as u64, Ordering::Relaxed);
                 buf.set_filled(before + passed);
                 // To pass nothing on of what came would mean the end.
                 if passed > 0 || came == 0 {

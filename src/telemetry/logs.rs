@@ -45,6 +45,19 @@ impl LogFilter {
         }
     }
 
+    /// What RUST_LOG says, as for other programs: a word alone may be a target.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn from_rust_log() -> Result<Self, String> {
+        let text = std::env::var("RUST_LOG").unwrap_or_default();
+        match EnvFilter::builder().parse(&text) {
+            Ok(_) if text.trim().is_empty() => Ok(Self::default()),
+            Ok(_) => Ok(Self(text)),
+            Err(error) => Err(format!("is missing, and RUST_LOG is no list of directives: {error}")),
+        }
+    }
+
     fn directives(&self) -> EnvFilter {
         EnvFilter::builder().parse(&self.0).expect("it has been parsed before")
     }

@@ -12,13 +12,17 @@ mod meters;
 mod otlp;
 mod traces;
 
-use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
+use std::sync::{Arc, mpsc};
+use std::thread;
 use std::time::Duration;
 
 use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::error::OTelSdkResult;
 use opentelemetry_sdk::logs::SdkLoggerProvider;
 use opentelemetry_sdk::metrics::ManualReader;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tokio::time::Instant;
 use tracing::warn;
 
 pub use logs::{LogFilter, Logs};
@@ -30,7 +34,7 @@ use crate::broker::observer::Observer;
 use delivery::{Deliveries, Signal};
 use otlp::Exporters;
 
-/// How long sending what is left may take, for each signal: a collector that is there takes it in less.
+/// How long sending what is left may take: a collector that is there takes it in less.
 const STOP: Duration = Duration::from_secs(2);
 
 /// What is told.
@@ -122,15 +126,28 @@ impl Telemetry {
     /// Sends what is left, within a bound. Not on a runtime's own thread.
     pub fn stop(self) {
         let Self { logs: _, meters, tracers, loggers } = self;
-        let stopped = [
-            ("traces", tracers.map(|tracers| tracers.shutdown_with_timeout(STOP))),
-            ("metrics", Some(meters.stop(STOP))),
-            // Last: the others may have something to say.
-            ("logs", loggers.map(|loggers| loggers.shutdown_with_timeout(STOP))),
-        ];
-        for (signal, stopped) in stopped {
-            if let Some(Err(error)) = stopped {
-                warn!(signal, cause = %error, "telemetry was left unsent");
+        let (told, stopped) = mpsc::channel();
+        // Not each of them keeps to its bound, so all have one together.
+        let stop = |signal, stop: Box<dyn FnOnce() -> OTelSdkResult + Send>| {
+            let told = told.clone();
+            thread::spawn(move || told.send((signal, stop())));
+        };
+        if let Some(tracers) = tracers {
+            stop("traces", Box::new(move || tracers.shutdown_with_timeout(STOP)));
+        }
+        stop("metrics", Box::new(move || meters.stop(STOP)));
+        if let Some(loggers) = loggers {
+            stop("logs", Box::new(move || loggers.shutdown_with_timeout(STOP)));
+        }
+        drop(told);
+        let until = Instant::now() + STOP;
+        loop {
+            match stopped.recv_timeout(until.saturating_duration_since(Instant::now())) {
+                Ok((_, Ok(()))) => {}
+                Ok((signal, Err(error))) => warn!(signal, cause = %error, "telemetry was left unsent"),
+                Err(RecvTimeoutError::Timeout) => return warn!("telemetry was left unsent"),
+                // All have been heard.
+                Err(RecvTimeoutError::Disconnected) => return,
             }
         }
     }

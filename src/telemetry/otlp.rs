@@ -4,7 +4,7 @@
 //! start, by its name; what it holds is not shown where it may be a secret.
 
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,6 +50,7 @@ impl Exporters {
         if stated("OTEL_SDK_DISABLED")?.is_some_and(|disabled| disabled.eq_ignore_ascii_case("true")) {
             return Ok(Self::default());
         }
+        check_sampler()?;
         let spans = Route::of(Signal::Traces)?.map(|route| {
             route.built(match route.protocol {
                 Protocol::Grpc => SpanExporter::builder().with_tonic().with_tls_config(route.grpc_tls()?).build(),
@@ -78,11 +79,38 @@ enum Protocol {
     Http,
 }
 
+/// Says what is wrong with the sampler asked for: the SDK would keep all traces instead.
+fn check_sampler() -> Result<(), OtlpError> {
+    const SAMPLER: &str = "OTEL_TRACES_SAMPLER";
+    const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
+    const SAMPLERS: [&str; 6] = [
+        "always_on",
+        "always_off",
+        "traceidratio",
+        "parentbased_always_on",
+        "parentbased_always_off",
+        "parentbased_traceidratio",
+    ];
+    if let Some(sampler) = stated(SAMPLER)?
+        && !SAMPLERS.contains(&sampler.as_str())
+    {
+        let problem = format!("{sampler:?} is not there: use one of {}", SAMPLERS.join(", "));
+        return Err(OtlpError { variable: SAMPLER.to_owned(), problem });
+    }
+    match stated(ARGUMENT)? {
+        Some(ratio) if !ratio.parse().is_ok_and(|ratio: f64| (0.0..=1.0).contains(&ratio)) => {
+            Err(OtlpError { variable: ARGUMENT.to_owned(), problem: format!("{ratio:?} is no number from 0 to 1") })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// How a signal is sent.
 #[derive(Debug)]
 struct Route {
     signal: Signal,
     protocol: Protocol,
+    timeout: Duration,
 }
 
 impl Route {
@@ -121,7 +149,17 @@ impl Route {
                 }
             },
         };
-        Ok(Some(Self { signal, protocol }))
+        let timeout = match signal.stated("TIMEOUT")? {
+            None => TIMEOUT,
+            Some((variable, text)) => match text.parse() {
+                Ok(milliseconds) => Duration::from_millis(milliseconds),
+                Err(_) => {
+                    let problem = format!("{text:?} is no number of milliseconds");
+                    return Err(OtlpError { variable, problem });
+                }
+            },
+        };
+        Ok(Some(Self { signal, protocol, timeout }))
     }
 
     fn built<T>(&self, built: Result<T, ExporterBuildError>) -> Result<T, OtlpError> {
@@ -132,11 +170,7 @@ impl Route {
     }
 
     /// What a variable that names a file of PEM says is in it.
-    fn file<T>(
-        &self,
-        name: &str,
-        read: impl FnOnce(&std::path::Path) -> Result<T, String>,
-    ) -> Result<Option<T>, OtlpError> {
+    fn file<T>(&self, name: &str, read: impl FnOnce(&Path) -> Result<T, String>) -> Result<Option<T>, OtlpError> {
         let Some((variable, path)) = self.signal.stated(name)? else { return Ok(None) };
         match read(&PathBuf::from(path)) {
             Ok(read) => Ok(Some(read)),
@@ -144,13 +178,30 @@ impl Route {
         }
     }
 
+    /// The client's certificate and its key, if it has them.
+    fn identity<C, K>(
+        &self,
+        certificate: impl FnOnce(&Path) -> Result<C, String>,
+        key: impl FnOnce(&Path) -> Result<K, String>,
+    ) -> Result<Option<(C, K)>, OtlpError> {
+        match (self.file("CLIENT_CERTIFICATE", certificate)?, self.file("CLIENT_KEY", key)?) {
+            (None, None) => Ok(None),
+            (Some(certificate), Some(key)) => Ok(Some((certificate, key))),
+            (certificate, _) => {
+                let missing = if certificate.is_some() { "CLIENT_KEY" } else { "CLIENT_CERTIFICATE" };
+                let problem = "is missing: certificate and key go together".to_owned();
+                Err(OtlpError { variable: format!("OTEL_EXPORTER_OTLP_{missing}"), problem })
+            }
+        }
+    }
+
     fn grpc_tls(&self) -> Result<ClientTlsConfig, OtlpError> {
-        let text = |path: &std::path::Path| {
+        let text = |path: &Path| {
             // That it is what it should be is said better here than by whoever parses it later.
             pem::all::<CertificateDer<'static>>(path, "certificate")?;
             std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
         };
-        let key = |path: &std::path::Path| {
+        let key = |path: &Path| {
             pem::one::<PrivateKeyDer<'static>>(path, "private key")?;
             std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))
         };
@@ -158,18 +209,18 @@ impl Route {
             None => ClientTlsConfig::new().with_enabled_roots(),
             Some(roots) => ClientTlsConfig::new().ca_certificate(Certificate::from_pem(roots)),
         };
-        if let Some((certificate, key)) = self.file("CLIENT_CERTIFICATE", text)?.zip(self.file("CLIENT_KEY", key)?) {
+        if let Some((certificate, key)) = self.identity(text, key)? {
             tls = tls.identity(Identity::from_pem(certificate, key));
         }
         Ok(tls)
     }
 
     fn http(&self) -> Result<Http, OtlpError> {
-        let certificates = |path: &std::path::Path| {
+        let certificates = |path: &Path| {
             let certificates = pem::all::<CertificateDer<'static>>(path, "certificate")?;
             Ok(certificates.iter().map(|der| tls::Certificate::from_der(der.as_ref()).to_owned()).collect::<Vec<_>>())
         };
-        let key = |path: &std::path::Path| {
+        let key = |path: &Path| {
             pem::one::<PrivateKeyDer<'static>>(path, "private key")?;
             let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
             PrivateKey::from_pem(&pem).map_err(|_| format!("{}: holds no private key", path.display()))
@@ -178,17 +229,7 @@ impl Route {
             let system = rustls_native_certs::load_native_certs().certs;
             system.iter().map(|der| tls::Certificate::from_der(der.as_ref()).to_owned()).collect()
         });
-        let own = self.file("CLIENT_CERTIFICATE", certificates)?.zip(self.file("CLIENT_KEY", key)?);
-        let timeout = match self.signal.stated("TIMEOUT")? {
-            None => TIMEOUT,
-            Some((variable, text)) => match text.parse() {
-                Ok(milliseconds) => Duration::from_millis(milliseconds),
-                Err(_) => {
-                    let problem = format!("{text:?} is no number of milliseconds");
-                    return Err(OtlpError { variable, problem });
-                }
-            },
-        };
+        let own = self.identity(certificates, key)?;
         let tls = TlsConfig::builder()
             .root_certs(RootCerts::new_with_certs(&roots))
             .client_cert(own.map(|(chain, key)| ClientCert::new_with_certs(&chain, key)))
@@ -196,7 +237,7 @@ impl Route {
             .build();
         let agent = Agent::config_builder()
             .tls_config(tls)
-            .timeout_global(Some(timeout))
+            .timeout_global(Some(self.timeout))
             .max_redirects(0)
             .proxy(None)
             .http_status_as_error(false)

@@ -16,8 +16,10 @@ if child == 0:
         session.execute("SELECT 1")
     except session_broker.Error as error:
         print(f"child: {type(error).__name__}", flush=True)
+    session.abandon()
     broker.close()
-    os._exit(0)
+    del session, broker
+    sys.exit()
 _, status = os.waitpid(child, 0)
 print(f"child: {status}")
 print(f"parent: {session.execute('SELECT 2').scalar()}")

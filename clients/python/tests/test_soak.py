@@ -179,7 +179,7 @@ def check(ledger: Ledger, postgres: Postgres, broker: Broker) -> None:
 
 
 def test_nobody_is_told_a_falsehood(postgres: Postgres) -> None:
-    soak(postgres, seconds=8, threads=8)
+    soak(postgres, seconds=6, threads=8)
 
 
 @pytest.mark.soak

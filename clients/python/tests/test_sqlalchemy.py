@@ -6,6 +6,8 @@ import asyncio
 import enum
 import gc
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import date, datetime, timedelta, timezone
@@ -332,6 +334,33 @@ def test_sessions_share_one_connection_to_the_broker_and_end_with_their_connecti
             engine.dispose()
             assert one.exec_driver_sql("SELECT 1").scalar() == 1
         assert not ids & {session.session_id for session in operator.sessions()}
+
+
+FORKS = """
+import os, sys
+import sqlalchemy as sa
+
+engine = sa.create_engine(sys.argv[1])
+
+
+def ask():
+    with engine.connect() as connection:
+        return connection.execute(sa.text("SELECT 7")).scalar()
+
+
+assert ask() == 7
+child = os.fork()
+if not child:
+    os._exit(ask())
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert ask() == 7
+"""
+
+
+def test_a_forked_process_makes_a_connection_of_its_own(url: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", FORKS, url], timeout=60, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -101,11 +101,11 @@ struct View {
 }
 
 impl Session {
-    /// Opens the session's stream: until it is dropped, the lease does not run out.
+    /// Has a stream keep the session: until it is gone, the lease does not run out. It is told of changes.
     ///
     /// # Errors
     /// [`Error::SessionEnded`], and [`Error::AlreadyAttached`] while another is open.
-    pub fn attach(self: &Arc<Self>) -> Result<Attached, Failure> {
+    pub(super) fn open_stream(&self) -> Result<Arc<Notify>, Failure> {
         let state = self.keep_alive()?;
         let changed = Arc::new(Notify::new());
         let mut locked = self.lock();
@@ -115,7 +115,15 @@ impl Session {
         }
         locked.lease.attach();
         locked.changed = Some(changed.clone());
-        drop(locked);
+        Ok(changed)
+    }
+
+    /// Opens a stream that tells its caller what happens.
+    ///
+    /// # Errors
+    /// [`Error::SessionEnded`], and [`Error::AlreadyAttached`] while another stream is open.
+    pub fn attach(self: &Arc<Self>) -> Result<Attached, Failure> {
+        let changed = self.open_stream()?;
         Ok(Attached { session: self.clone(), changed, next_heartbeat: Instant::now(), said: Said::default() })
     }
 
@@ -124,7 +132,8 @@ impl Session {
         self.lock().tell();
     }
 
-    fn detach(&self) {
+    /// The stream is gone, and perhaps its caller.
+    pub(super) fn detach(&self) {
         let mut state = self.lock();
         state.changed = None;
         if state.alive().is_ok() {

@@ -191,7 +191,7 @@ impl PooledConnection {
             if statement.kind() != Kind::Query || statement.may_notify() {
                 self.may_act.store(true, Ordering::Relaxed);
             }
-            if matches!(statement.operation(), "ALTER" | "CREATE" | "DROP" | "DO" | "CALL") {
+            if statement.may_change_tables() {
                 self.may_change_tables.store(true, Ordering::Relaxed);
             }
             let formats = formats(&prepared, output.format);

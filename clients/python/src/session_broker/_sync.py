@@ -113,6 +113,7 @@ class Broker:
         self._core = core
         self._links = _Links(core, route)
         self._finalizer = weakref.finalize(self, self._links.close)
+        self._finalizer.atexit = False
 
     def __repr__(self) -> str:
         return f"<session_broker.Broker {self._core.target}>"
@@ -125,8 +126,7 @@ class Broker:
 
     def close(self) -> None:
         """Ends the connection. Sessions that are not closed are ended by their lease."""
-        if self._core.is_own_process():
-            self._finalizer()
+        self._finalizer()
 
     def session(self, **overrides: Unpack[SessionArguments]) -> Session:
         """A session, with `connect`'s arguments or others. The broker is asked for it at its first use.
@@ -749,7 +749,9 @@ class _Links:
                 self._keep(session)
 
     def close(self) -> None:
-        """Ends everything."""
+        """Ends everything that is this process's."""
+        if not self._core.is_own_process():
+            return
         with self._lock:
             self._closed = True
             channels, self._channels = list(self._channels.values()), {}

@@ -101,6 +101,7 @@ class Broker:
         self._core = core
         self._links = _Links(core, route)
         self._finalizer = weakref.finalize(self, self._links.stop)
+        self._finalizer.atexit = False
 
     def __repr__(self) -> str:
         return f"<session_broker.aio.Broker {self._core.target}>"

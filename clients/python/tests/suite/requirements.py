@@ -31,7 +31,7 @@ supports_bitwise_or supports_bitwise_shift supports_bitwise_xor supports_distinc
 table_value_constructor temp_table_comment_reflection temp_table_names temporary_views time_timezone tuple_in
 tuple_in_w_empty two_phase_transactions unicode_ddl unique_constraints_reflect_as_index update_from uuid_data_type
 view_column_reflection view_reflection views window_functions window_range window_range_non_numeric window_range_numeric
-""".split()
+"""
 
 TEMPORARY = "temporary tables end with their transaction: between two, a session holds no connection"
 
@@ -78,5 +78,5 @@ def _requirement(name: str) -> property:
     return property(lambda self: closed if name in CLOSED else exclusions.open())
 
 
-for _name in {*OPEN, *CLOSED}:
+for _name in {*OPEN.split(), *CLOSED}:
     setattr(Requirements, _name, _requirement(_name))

@@ -1,7 +1,7 @@
 """SQLAlchemy's suite for dialects, as it comes but for one question that it has for SQLAlchemy's own drivers only."""
 
 import sqlalchemy.dialects.postgresql.provision  # noqa: F401
-from sqlalchemy.testing.suite import *  # noqa: F403
+from sqlalchemy.testing.suite import *
 from sqlalchemy.testing.suite import ServerSideCursorsTest as _ServerSideCursorsTest
 
 

@@ -12,19 +12,22 @@ from google.protobuf.internal import builder as _builder
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import any_pb2 as google_dot_protobuf_dot_any__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csessionbroker/v1/error.proto\x12\x10sessionbroker.v1\"\xb3\x02\n\x07PgError\x12\x10\n\x08severity\x18\x01 \x01(\t\x12\x10\n\x08sqlstate\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x10\n\x08position\x18\x06 \x01(\r\x12\x19\n\x11internal_position\x18\x07 \x01(\r\x12\x16\n\x0einternal_query\x18\x08 \x01(\t\x12\r\n\x05where\x18\t \x01(\t\x12\x0e\n\x06schema\x18\n \x01(\t\x12\r\n\x05table\x18\x0b \x01(\t\x12\x0e\n\x06\x63olumn\x18\x0c \x01(\t\x12\x11\n\tdata_type\x18\r \x01(\t\x12\x12\n\nconstraint\x18\x0e \x01(\t\x12\x0c\n\x04\x66ile\x18\x0f \x01(\t\x12\x0c\n\x04line\x18\x10 \x01(\r\x12\x0f\n\x07routine\x18\x11 \x01(\t\"\xc9\x01\n\x0bRetryAdvice\x12\x32\n\x05scope\x18\x01 \x01(\x0e\x32#.sessionbroker.v1.RetryAdvice.Scope\"\x85\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x11\n\rSCOPE_NOTHING\x10\x01\x12\x0e\n\nSCOPE_CALL\x10\x02\x12\x15\n\x11SCOPE_TRANSACTION\x10\x03\x12\x11\n\rSCOPE_SESSION\x10\x04\x12\x18\n\x14SCOPE_RESOLVE_COMMIT\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1csessionbroker/v1/error.proto\x12\x10sessionbroker.v1\x1a\x19google/protobuf/any.proto\"\xb3\x02\n\x07PgError\x12\x10\n\x08severity\x18\x01 \x01(\t\x12\x10\n\x08sqlstate\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x65tail\x18\x04 \x01(\t\x12\x0c\n\x04hint\x18\x05 \x01(\t\x12\x10\n\x08position\x18\x06 \x01(\r\x12\x19\n\x11internal_position\x18\x07 \x01(\r\x12\x16\n\x0einternal_query\x18\x08 \x01(\t\x12\r\n\x05where\x18\t \x01(\t\x12\x0e\n\x06schema\x18\n \x01(\t\x12\r\n\x05table\x18\x0b \x01(\t\x12\x0e\n\x06\x63olumn\x18\x0c \x01(\t\x12\x11\n\tdata_type\x18\r \x01(\t\x12\x12\n\nconstraint\x18\x0e \x01(\t\x12\x0c\n\x04\x66ile\x18\x0f \x01(\t\x12\x0c\n\x04line\x18\x10 \x01(\r\x12\x0f\n\x07routine\x18\x11 \x01(\t\"O\n\x07\x46\x61ilure\x12\x0c\n\x04\x63ode\x18\x01 \x01(\x05\x12\x0f\n\x07message\x18\x02 \x01(\t\x12%\n\x07\x64\x65tails\x18\x03 \x03(\x0b\x32\x14.google.protobuf.Any\"\xc9\x01\n\x0bRetryAdvice\x12\x32\n\x05scope\x18\x01 \x01(\x0e\x32#.sessionbroker.v1.RetryAdvice.Scope\"\x85\x01\n\x05Scope\x12\x15\n\x11SCOPE_UNSPECIFIED\x10\x00\x12\x11\n\rSCOPE_NOTHING\x10\x01\x12\x0e\n\nSCOPE_CALL\x10\x02\x12\x15\n\x11SCOPE_TRANSACTION\x10\x03\x12\x11\n\rSCOPE_SESSION\x10\x04\x12\x18\n\x14SCOPE_RESOLVE_COMMIT\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'sessionbroker.v1.error_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_PGERROR']._serialized_start=51
-  _globals['_PGERROR']._serialized_end=358
-  _globals['_RETRYADVICE']._serialized_start=361
-  _globals['_RETRYADVICE']._serialized_end=562
-  _globals['_RETRYADVICE_SCOPE']._serialized_start=429
-  _globals['_RETRYADVICE_SCOPE']._serialized_end=562
+  _globals['_PGERROR']._serialized_start=78
+  _globals['_PGERROR']._serialized_end=385
+  _globals['_FAILURE']._serialized_start=387
+  _globals['_FAILURE']._serialized_end=466
+  _globals['_RETRYADVICE']._serialized_start=469
+  _globals['_RETRYADVICE']._serialized_end=670
+  _globals['_RETRYADVICE_SCOPE']._serialized_start=537
+  _globals['_RETRYADVICE_SCOPE']._serialized_end=670
 # @@protoc_insertion_point(module_scope)

@@ -497,6 +497,50 @@ class Ended(_message.Message):
     end_reason: EndReason
     def __init__(self, end_reason: _Optional[_Union[EndReason, str]] = ...) -> None: ...
 
+class InteractRequest(_message.Message):
+    __slots__ = ("session_token", "begin_session", "execute", "execute_batch", "commit", "rollback", "create_savepoint", "release_savepoint", "resume")
+    SESSION_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_SESSION_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_BATCH_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    CREATE_SAVEPOINT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_SAVEPOINT_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
+    session_token: str
+    begin_session: BeginSessionRequest
+    execute: ExecuteRequest
+    execute_batch: ExecuteBatchRequest
+    commit: CommitRequest
+    rollback: RollbackRequest
+    create_savepoint: CreateSavepointRequest
+    release_savepoint: ReleaseSavepointRequest
+    resume: bool
+    def __init__(self, session_token: _Optional[str] = ..., begin_session: _Optional[_Union[BeginSessionRequest, _Mapping]] = ..., execute: _Optional[_Union[ExecuteRequest, _Mapping]] = ..., execute_batch: _Optional[_Union[ExecuteBatchRequest, _Mapping]] = ..., commit: _Optional[_Union[CommitRequest, _Mapping]] = ..., rollback: _Optional[_Union[RollbackRequest, _Mapping]] = ..., create_savepoint: _Optional[_Union[CreateSavepointRequest, _Mapping]] = ..., release_savepoint: _Optional[_Union[ReleaseSavepointRequest, _Mapping]] = ..., resume: bool = ...) -> None: ...
+
+class InteractResponse(_message.Message):
+    __slots__ = ("session_state", "begin_session", "execute", "execute_batch", "commit", "rollback", "create_savepoint", "release_savepoint", "failure")
+    SESSION_STATE_FIELD_NUMBER: _ClassVar[int]
+    BEGIN_SESSION_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_FIELD_NUMBER: _ClassVar[int]
+    EXECUTE_BATCH_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    ROLLBACK_FIELD_NUMBER: _ClassVar[int]
+    CREATE_SAVEPOINT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_SAVEPOINT_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    session_state: SessionState
+    begin_session: BeginSessionResponse
+    execute: ExecuteResponse
+    execute_batch: ExecuteBatchResponse
+    commit: CommitResponse
+    rollback: RollbackResponse
+    create_savepoint: CreateSavepointResponse
+    release_savepoint: ReleaseSavepointResponse
+    failure: _error_pb2.Failure
+    def __init__(self, session_state: _Optional[_Union[SessionState, _Mapping]] = ..., begin_session: _Optional[_Union[BeginSessionResponse, _Mapping]] = ..., execute: _Optional[_Union[ExecuteResponse, _Mapping]] = ..., execute_batch: _Optional[_Union[ExecuteBatchResponse, _Mapping]] = ..., commit: _Optional[_Union[CommitResponse, _Mapping]] = ..., rollback: _Optional[_Union[RollbackResponse, _Mapping]] = ..., create_savepoint: _Optional[_Union[CreateSavepointResponse, _Mapping]] = ..., release_savepoint: _Optional[_Union[ReleaseSavepointResponse, _Mapping]] = ..., failure: _Optional[_Union[_error_pb2.Failure, _Mapping]] = ...) -> None: ...
+
 class GetSessionRequest(_message.Message):
     __slots__ = ("session_token",)
     SESSION_TOKEN_FIELD_NUMBER: _ClassVar[int]
