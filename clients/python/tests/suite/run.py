@@ -33,9 +33,6 @@ statement_timeout = "1m"
 idle_in_transaction_timeout = "5m"
 """
 
-# The suite makes tables of one name with ever other types; a statement that was prepared for the last one fails.
-ENGINE = "statement_cache_size = 0"
-
 
 def prepare(postgres: Postgres, database: str) -> None:
     """Makes a database with what the suite expects to find."""
@@ -81,7 +78,7 @@ def main() -> int:
     try:
         for database in DATABASES:
             prepare(postgres, database)
-        text = configuration(postgres, profile=PROFILE, engine=ENGINE)
+        text = configuration(postgres, profile=PROFILE)
         text = text.replace(postgres.url(), postgres.url("by_broker"))
         broker = BrokerProcess(text)
         driver = "sessionbroker_async" if options.asyncio else "sessionbroker"
