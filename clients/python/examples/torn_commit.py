@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 import session_broker
-from session_broker import BrokerUnavailable, CommitUnknown, Outcome
+from session_broker import Advice, BrokerUnavailable, CommitUnknown, Error, Outcome
 
 
 def commit(session: Session) -> Outcome:
@@ -37,12 +37,14 @@ def commit(session: Session) -> Outcome:
 
 
 def resolve(commit_token: str) -> Outcome:
-    """Asks what became of a commit, while the broker is away too."""
+    """Asks what became of a commit, while the broker or its PostgreSQL is away too."""
     with session_broker.connect(f"{HOST}:{PORT}") as broker:
         while True:
             try:
                 outcome = broker.resolve_commit(commit_token)
-            except BrokerUnavailable:
+            except Error as error:
+                if not isinstance(error, BrokerUnavailable) and error.advice is not Advice.CALL:
+                    raise
                 time.sleep(0.5)
                 continue
             if outcome is not Outcome.IN_PROGRESS:

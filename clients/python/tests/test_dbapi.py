@@ -62,6 +62,18 @@ def table(server: Server) -> Iterator[str]:
         witness.execute("DROP TABLE items")
 
 
+@pytest.fixture
+def adding(table: str, server: Server) -> Iterator[str]:
+    """A view whose function, add, adds an item for each of its two rows."""
+    with server.postgres.connect() as witness:
+        add = "INSERT INTO items VALUES ($1) RETURNING id"
+        witness.execute(f"CREATE FUNCTION add(int) RETURNS int8 LANGUAGE sql AS '{add}'".encode())
+        witness.execute("CREATE VIEW adding AS SELECT add(i) AS id FROM generate_series(1, 2) AS i")
+        witness.execute("GRANT SELECT ON adding TO broker")
+        yield "adding"
+        witness.execute("DROP VIEW adding; DROP FUNCTION add")
+
+
 def count(server: Server) -> object:
     return server.postgres.value("SELECT count(*) FROM items")
 
@@ -332,6 +344,42 @@ def test_transactions_begin_as_asked(connection: dbapi.Connection) -> None:
     assert connection.execute(sql).fetchone() == ("read committed", "off", "off")
 
 
+def test_how_a_transaction_was_to_begin_does_not_outlive_a_statement_that_was_refused(
+    connection: dbapi.Connection,
+) -> None:
+    connection.isolation_level = "SERIALIZABLE"
+    with pytest.raises(dbapi.ProgrammingError):
+        connection.execute("SELECT 1; SELECT 2")
+    connection.rollback()
+    with pytest.raises(dbapi.ProgrammingError, match="parameter"):
+        connection.execute("SELECT %s", ({1},))
+    assert not connection.in_transaction
+    connection.isolation_level = None
+
+    assert connection.execute("SHOW transaction_isolation").fetchone() == ("read committed",)
+
+
+def test_in_autocommit_nothing_holds_a_savepoint(table: str, broker: session_broker.Broker, server: Server) -> None:
+    with dbapi.connect(broker, autocommit=True) as connection:
+        for set_savepoint in (lambda: connection.create_savepoint("a"), lambda: connection.execute("SAVEPOINT a")):
+            with pytest.raises(dbapi.ProgrammingError, match="in autocommit"):
+                set_savepoint()
+        for use in (connection.release_savepoint, connection.rollback_to_savepoint):
+            with pytest.raises(dbapi.Error):
+                use("a")
+        assert not connection.in_transaction
+        connection.execute("INSERT INTO items VALUES (1, 'a')")
+        assert count(server) == 1
+
+
+def test_a_savepoint_that_is_not_there_is_not_released(connection: dbapi.Connection) -> None:
+    connection.isolation_level = "SERIALIZABLE"
+    with pytest.raises(dbapi.ProgrammingError, match="no transaction is open"):
+        connection.release_savepoint("a")
+
+    assert connection.execute("SHOW transaction_isolation").fetchone() == ("serializable",)
+
+
 def test_commit_of_a_failed_transaction_says_so(connection: dbapi.Connection) -> None:
     with pytest.raises(dbapi.ProgrammingError) as caught:
         connection.execute("SELECT nope")
@@ -463,7 +511,8 @@ class TestStream:
         connection.commit()
 
         assert count(server) == 1
-        assert len(cursor.fetchall()) < 1_000_000
+        with pytest.raises(dbapi.ProgrammingError, match="did not run to its end"):
+            cursor.fetchall()
 
     def test_left_open_at_rollback_nothing_is_left(
         self, table: str, connection: dbapi.Connection, cursor: dbapi.Cursor, server: Server
@@ -487,6 +536,68 @@ class TestStream:
         connection.commit()
 
         assert count(server) == 20_000
+
+    @pytest.mark.parametrize("autocommit", [False, True])
+    def test_read_to_its_last_row_what_a_function_wrote_stays(
+        self, autocommit: bool, adding: str, broker: session_broker.Broker, server: Server
+    ) -> None:
+        with dbapi.connect(broker, autocommit=autocommit) as connection:
+            cursor = connection.cursor(stream=True).execute(f"SELECT id FROM {adding}")
+            assert [cursor.fetchone(), cursor.fetchone()] == [(1,), (2,)]
+            connection.commit()
+
+            assert count(server) == 2
+            assert cursor.fetchone() is None
+            assert cursor.rowcount == 2
+
+    def test_a_function_that_may_write_runs_to_its_end(
+        self, adding: str, connection: dbapi.Connection, cursor: dbapi.Cursor, server: Server
+    ) -> None:
+        cursor.execute("SELECT add(i) FROM generate_series(3, 5000) AS i")
+        assert cursor.fetchone() == (3,)
+        cursor.close()
+        connection.commit()
+
+        assert count(server) == 4_998
+
+    def test_closed_early_rows_stay_locked(
+        self, table: str, connection: dbapi.Connection, cursor: dbapi.Cursor, server: Server
+    ) -> None:
+        with server.postgres.connect() as witness:
+            witness.execute("INSERT INTO items SELECT generate_series(1, 5000)")
+        cursor.execute("SELECT id FROM items FOR KEY SHARE")
+        cursor.fetchone()
+        cursor.close()
+
+        assert connection.in_transaction
+        assert server.postgres.value("SELECT count(*) FROM (SELECT FROM items FOR UPDATE SKIP LOCKED) AS free") == 0
+
+    def test_an_error_after_the_rows_that_were_wanted_is_not_raised(
+        self, connection: dbapi.Connection, cursor: dbapi.Cursor
+    ) -> None:
+        cursor.execute("SELECT repeat('x', 1000000), 1 / (2 - i) FROM generate_series(1, 2) AS i")
+        assert cursor.fetchone() == ("x" * 1_000_000, 1)
+        cursor.close()
+
+        assert connection.execute("SELECT 1").fetchone() == (1,)
+        connection.commit()
+
+    @pytest.mark.parametrize("autocommit", [False, True])
+    def test_after_a_value_that_python_cannot_hold_nothing_more_is_read(
+        self, autocommit: bool, broker: session_broker.Broker
+    ) -> None:
+        sql = "SELECT CASE i WHEN 3 THEN 'infinity'::date ELSE '2026-01-01' END FROM generate_series(1, 5000) AS i"
+        with dbapi.connect(broker, autocommit=autocommit) as connection:
+            cursor = connection.cursor(stream=True).execute(sql)
+            with pytest.raises(dbapi.DataError, match="cast it to text"):
+                cursor.fetchall()
+            with pytest.raises(dbapi.ProgrammingError, match="did not run to its end"):
+                cursor.fetchone()
+            if not autocommit:
+                with pytest.raises(dbapi.ProgrammingError, match="rollback"):
+                    connection.commit()
+                connection.rollback()
+            assert connection.execute("SELECT 1").fetchone() == (1,)
 
     def test_autocommit_commits_what_was_read_to_its_end(
         self, table: str, broker: session_broker.Broker, server: Server

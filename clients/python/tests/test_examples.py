@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import re
 import sys
@@ -9,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from conftest import Server
@@ -144,6 +145,38 @@ def test_a_commit_torn_in_the_middle_is_resolved(
         engine.dispose()
 
     assert [str(outcome) for outcome in outcomes] == [str(session_broker.Outcome.COMMITTED)]
+
+
+def test_a_commit_is_resolved_once_postgresql_takes_connections_again(
+    load: Load, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = load("torn_commit", server.target)
+    outcomes: list[object] = []
+    refused, goes_on = threading.Event(), threading.Event()
+
+    def pause(_: float) -> None:
+        refused.set()
+        goes_on.wait(10)
+
+    once = functools.partial(session_broker.connect, server.target, retry=session_broker.Retry(attempts_max=1))
+    with once() as broker, broker.session() as session:
+        session.execute("UPDATE accounts SET balance = balance + 1 WHERE id = 1")
+        token = session.commit().commit_token
+    monkeypatch.setattr(torn, "time", SimpleNamespace(sleep=pause))
+    monkeypatch.setattr(torn, "session_broker", SimpleNamespace(connect=lambda _: once()))
+    asking = threading.Thread(target=lambda: outcomes.append(torn.resolve(token)))
+    with server.postgres.connect() as witness:
+        witness.execute("ALTER ROLE broker CONNECTION LIMIT 0")
+        witness.execute("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE usename = 'broker'")
+        try:
+            asking.start()
+            assert refused.wait(30)
+        finally:
+            witness.execute("ALTER ROLE broker CONNECTION LIMIT -1")
+            goes_on.set()
+    asking.join(60)
+
+    assert outcomes == [session_broker.Outcome.COMMITTED]
 
 
 def test_the_examples_are_all_here() -> None:

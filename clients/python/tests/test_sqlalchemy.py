@@ -336,6 +336,16 @@ def test_sessions_share_one_connection_to_the_broker_and_end_with_their_connecti
         assert not ids & {session.session_id for session in operator.sessions()}
 
 
+def test_what_is_shared_shows_no_credential(target: str, admin: str) -> None:
+    engine = sa.create_engine(f"postgresql+sessionbroker://:{admin}@{target}/main")
+    with engine.connect():
+        shared = engine.dialect._shared  # type: ignore[attr-defined]
+        assert shared is not None
+        assert shared.users == 1
+        assert admin not in repr(shared)
+    engine.dispose()
+
+
 FORKS = """
 import os, sys
 import sqlalchemy as sa
@@ -503,6 +513,22 @@ class TestAsyncio:
                 return (await connection.execute(sa.text("SELECT 1"))).scalar()
 
         assert [asyncio.run(ask()) for _ in range(2)] == [1, 1]
+
+    async def test_one_that_is_ended_where_nothing_can_be_awaited_uses_nothing_shared(
+        self, async_engine: AsyncEngine
+    ) -> None:
+        connection = await async_engine.connect()
+        await connection.execute(sa.text("SELECT 1"))
+        shared = async_engine.dialect._shared  # type: ignore[attr-defined]
+        assert shared.users == 1
+        ended = (await connection.get_raw_connection()).dbapi_connection
+
+        for _ in range(2):
+            async_engine.dialect.do_terminate(ended)
+
+        assert shared.users == 0
+        await connection.invalidate()
+        assert shared.users == 0
 
     def test_one_that_is_not_closed_is_let_go(self, url: str, target: str, admin: str) -> None:
         async def forget() -> str:

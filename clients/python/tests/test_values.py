@@ -142,6 +142,8 @@ def test_not_a_number_is_none(expression: str, expected: str, query: Query) -> N
     ("expression", "expected"),
     [
         ("ARRAY['sad', 'happy, really', NULL]::mood[]", ["sad", "happy, really", None]),
+        ("ARRAY[1.5, 2, NULL]::cents[]", ["1.50", "2.00", None]),
+        ("ARRAY[[1.5], [2]]::cents[]", [["1.50"], ["2.00"]]),
         ("'plain'::_odd", "plain"),
         ("ARRAY['plain', '{braced}']::_odd[]", ["plain", "{braced}"]),
         ("ARRAY['(1,2),(0,0)'::box, '(3,4),(0,0)']", ["(1,2),(0,0)", "(3,4),(0,0)"]),
@@ -290,6 +292,34 @@ def test_what_has_no_type_takes_the_one_that_postgresql_infers(
 def test_an_unsupported_type_is_refused_with_its_parameter(value: object, session: session_broker.Session) -> None:
     with pytest.raises(ProgrammingError, match=r"parameter \$2: values of type [\w.]+ cannot be sent"):
         session.execute("SELECT $1::int4, $2", [1, value])
+
+    assert session.execute("SELECT 1").scalar() == 1
+
+
+NESTED: list[object] = []
+NESTED.append(NESTED)
+CIRCLE: dict[str, object] = {}
+CIRCLE["again"] = CIRCLE
+
+
+@pytest.mark.parametrize(
+    "value",
+    [Json({1}), Jsonb({(1, 2): 3}), {"a": object()}, CIRCLE, Json(CIRCLE), NESTED, Range(b"a", b"b"), Range([1], [2])],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_value_that_cannot_be_written_is_refused_with_its_parameter(
+    value: object, session: session_broker.Session
+) -> None:
+    with pytest.raises(ProgrammingError, match=r"parameter \$2: "):
+        session.execute("SELECT $1::int4, $2", [1, value])
+
+    assert session.execute("SELECT 1").scalar() == 1
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300])
+def test_a_timeout_without_an_end_is_refused_by_its_name(value: float, session: session_broker.Session) -> None:
+    with pytest.raises(ProgrammingError, match="timeout is .*: give a finite number of seconds"):
+        session.execute("SELECT 1", timeout=value)
 
     assert session.execute("SELECT 1").scalar() == 1
 

@@ -194,11 +194,14 @@ def seconds_of(field: str, value: Seconds) -> Duration:
     """So many seconds.
 
     Raises:
-        ProgrammingError: It is neither a number nor a timedelta.
+        ProgrammingError: It is neither a finite number nor a timedelta.
     """
     if isinstance(value, bool) or not isinstance(value, int | float | timedelta):
         raise ProgrammingError(f"{field} is a {type(value).__name__}: give seconds as a number, or a timedelta")
-    return duration(value)
+    try:
+        return duration(value)
+    except (OverflowError, ValueError):
+        raise ProgrammingError(f"{field} is {value}: give a finite number of seconds, or leave it out") from None
 
 
 def session_options(arguments: SessionOptions) -> session_pb2.SessionOptions:

@@ -309,7 +309,7 @@ class SessionCore:
         """Notes how the next transaction begins."""
         if self.transaction is not TransactionState.NONE:
             raise ProgrammingError("a transaction is open: begin() is for the next one, after commit or rollback")
-        self._next_transaction = transaction_options(**options)
+        self._next_transaction = transaction_options(**options) if options else None
 
     def commit(self) -> Steps[Commit]:
         """Ends the transaction."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, TypeAlias, TypedDict
 
 from session_broker._arguments import Seconds, check_names, named, seconds_of
+from session_broker.errors import ProgrammingError
 from session_broker.results import Commit, TransactionState
 from sessionbroker.v1 import admin_pb2, bulk_pb2
 from sessionbroker.v1.error_pb2 import PgError
@@ -74,23 +75,49 @@ class _Format(enum.IntEnum):
     BINARY = 3
 
 
-CopyData: TypeAlias = "bytes | BinaryIO | Iterable[bytes]"
+CopyData: TypeAlias = "bytes | bytearray | memoryview | BinaryIO | Iterable[bytes]"
 AsyncCopyData: TypeAlias = "CopyData | AsyncIterable[bytes]"
 
 
 def pieces(data: CopyData) -> Iterable[bytes]:
-    """The data, bit by bit."""
-    if isinstance(data, bytes):
-        return (data,)
+    """The data, bit by bit.
+
+    Raises:
+        ProgrammingError: It is text, or not data at all.
+    """
+    if isinstance(data, bytes | bytearray | memoryview):
+        yield bytes(data)
+        return
     read = getattr(data, "read", None)
-    return data if read is None else iter(lambda: read(PIECE_BYTES), b"")
+    if read is None and (isinstance(data, str) or not isinstance(data, Iterable)):
+        raise _no_data(data)
+    parts = data if read is None else iter(lambda: read(PIECE_BYTES), b"")
+    for piece in parts:
+        yield checked_piece(piece)
+
+
+def checked_piece(piece: object) -> bytes:
+    """A piece of the data.
+
+    Raises:
+        ProgrammingError: It is text, or not data at all.
+    """
+    if isinstance(piece, bytes):
+        return piece
+    if isinstance(piece, bytearray | memoryview):
+        return bytes(piece)
+    raise _no_data(piece)
+
+
+def _no_data(value: object) -> ProgrammingError:
+    return ProgrammingError(f"data: has a {type(value).__name__}: give bytes, a binary file or an iterable of bytes")
 
 
 async def async_pieces(data: AsyncCopyData) -> AsyncIterator[bytes]:
     """The same, awaiting what has to be awaited."""
     if isinstance(data, AsyncIterable):
         async for piece in data:
-            yield piece
+            yield checked_piece(piece)
     else:
         for piece in pieces(data):
             yield piece

@@ -99,7 +99,7 @@ def connect(target: str | _sync.Broker, *, autocommit: bool = False, **arguments
         target: Where the broker is, ``"localhost:50051"``; or a `Broker`, which connections may share and which stays
             open when they close.
         autocommit: Whether each statement is a transaction of its own.
-        **arguments: Those of `session_sync.connect`; with a `Broker`, those of `Broker.session`.
+        **arguments: Those of `session_broker.connect`; with a `Broker`, those of `Broker.session`.
 
     Raises:
         ProgrammingError: An argument is wrong.
@@ -271,9 +271,12 @@ class Connection:
         """Sets a savepoint, beginning a transaction when there is none. So does SQL's SAVEPOINT.
 
         Raises:
+            ProgrammingError: In autocommit there is no transaction to set it in.
             Error: As the broker says.
         """
         self._begin()
+        if self._autocommit and not self.in_transaction:
+            raise ProgrammingError("in autocommit no transaction holds a savepoint: set autocommit to False before")
         self.session.create_savepoint(name)
 
     def rollback_to_savepoint(self, name: str) -> None:
@@ -291,8 +294,12 @@ class Connection:
         """Forgets a savepoint and those set after it, and keeps what was done.
 
         Raises:
+            ProgrammingError: There is none of that name.
             Error: As the broker says.
         """
+        self._check_open()
+        if not self.in_transaction:
+            raise ProgrammingError("there is no savepoint: no transaction is open")
         self._begin()
         self.session.release_savepoint(name)
 
@@ -425,8 +432,7 @@ class Connection:
             options["read_only"] = self.read_only
         if self.deferrable is not None:
             options["deferrable"] = self.deferrable
-        if options:
-            self.session.begin(**options)
+        self.session.begin(**options)
 
     def _run(self, call: Callable[[], T]) -> T:
         """Makes a call that may run a statement. In autocommit nothing is left of one that fails."""
@@ -646,9 +652,41 @@ class _Rows:
         return [self._rows.popleft() for _ in range(size)]
 
 
-# Whether a statement may write, as far as its words tell.
-_MAY_WRITE = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|CALL|DO|CREATE)\b", re.IGNORECASE)
+# The words of statements that write, or lock rows.
+_WRITES = re.compile(
+    r"\b(?:INSERT|UPDATE|DELETE|MERGE|CALL|DO|CREATE|EXECUTE|FOR\s+(?:KEY\s+)?SHARE)\b", re.IGNORECASE
+)
+# What stands before a parenthesis: a function's name, with its schema and quotes, or a word of SQL.
+_CALLED = re.compile(r"""(?<![\w."])([\w."]+)\s*\(""")
+# Words of SQL, types, and functions that leave nothing behind. Every other function may write.
+_HARMLESS = frozenset(
+    """
+    all and any array as between by case cast cross cube distinct else end escape except exists extract filter from
+    full group grouping having ilike in inner intersect is isnull join lateral left like limit materialized minus
+    natural not notnull nullif offset on only or order outer over partition range right rollup rows select sets similar
+    some tablesample then union using values when where window with within
+    bit bpchar char character decimal float interval numeric time timestamp timestamptz timetz varbit varchar varying
+    abs age array_agg array_length array_position array_remove array_to_string avg bool_and bool_or btrim cardinality
+    ceil ceiling chr coalesce concat concat_ws count cume_dist current_setting date_part date_trunc decode dense_rank
+    div encode every exp first_value floor format generate_series generate_subscripts greatest initcap json_agg
+    json_array_elements json_build_array json_build_object json_each json_object_agg jsonb_agg jsonb_array_elements
+    jsonb_array_elements_text jsonb_array_length jsonb_build_array jsonb_build_object jsonb_each jsonb_each_text
+    jsonb_extract_path jsonb_extract_path_text jsonb_object_agg jsonb_object_keys lag last_value lead least length ln
+    log lower lpad ltrim make_date make_interval make_timestamp max md5 min mod mode now nth_value ntile octet_length
+    overlay percent_rank percentile_cont percentile_disc position power random rank regexp_matches regexp_replace
+    regexp_split_to_array regexp_split_to_table repeat replace reverse round row row_number row_to_json rpad rtrim sign
+    split_part sqrt starts_with stddev string_agg string_to_array strpos substr substring sum to_char to_date to_json
+    to_jsonb to_number to_timestamp to_tsquery to_tsvector translate trim trunc unnest upper variance width_bucket
+    """.split()
+)
 _SAVEPOINTS = itertools.count(1)
+
+
+def _may_write(sql: str) -> bool:
+    """Whether a statement may write, as far as its words tell: a view, an operator or a cast may hide a function."""
+    if _WRITES.search(sql):
+        return True
+    return any(name.lower().removeprefix("pg_catalog.") not in _HARMLESS for name in _CALLED.findall(sql))
 
 
 class _Streamed(_Rows):
@@ -662,7 +700,7 @@ class _Streamed(_Rows):
         super().__init__(())
         connection = self._connection = cursor.connection
         self._cursor = weakref.ref(cursor)
-        self._runs_to_its_end = _MAY_WRITE.search(sql) is not None
+        self._runs_to_its_end = _may_write(sql)
         self._savepoint: str | None = None
         self.count: int | None = None
         """How many rows there were, once that is known."""
@@ -678,7 +716,10 @@ class _Streamed(_Rows):
     def fetch(self, size: int | None) -> list[Row]:
         while self._is_open and (size is None or len(self._rows) < size):
             self._read(_ROWS if size is None else size - len(self._rows))
-        return super().fetch(size)
+        rows = super().fetch(size)
+        if not self._is_open and self.count is None and (size is None or len(rows) < size):
+            raise ProgrammingError("the statement did not run to its end, and the other rows are gone: execute it again")
+        return rows
 
     def keep(self) -> None:
         """Takes what is left into memory, if there is still a cursor to fetch it."""
@@ -694,6 +735,16 @@ class _Streamed(_Rows):
             self._rows.clear()
         if not self._is_open:
             return
+        # Where all rows were read, only the end is missing, and what the statement did stays.
+        try:
+            self._read(1)
+        except Error as error:
+            # A failure of PostgreSQL's after the rows that were wanted is undone as well.
+            if error.sqlstate is None:
+                raise
+        else:
+            if not self._is_open:
+                return
         self.drop()
         session = self._connection.session
         session.rollback(self._savepoint)
@@ -714,7 +765,7 @@ class _Streamed(_Rows):
         try:
             rows = self._stream.fetchmany(size)
         except BaseException:
-            self._connection._streamed = None
+            self.drop()
             if self._connection.autocommit:
                 with suppress(Error):
                     self._connection.session.rollback()

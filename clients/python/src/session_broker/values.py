@@ -1,8 +1,10 @@
 """Python values on their way to PostgreSQL and back.
 
 Parameters travel with the type that psycopg would give them, text without any, so that PostgreSQL infers it. Results
-come as psycopg loads them; what has no Python type of its own is PostgreSQL's text. Knows nothing of channels and
-sessions.
+come as psycopg loads them; what has no Python type of its own is PostgreSQL's text. What differs from psycopg: a
+timestamptz is in UTC, whatever the session's time zone; int2vector and oidvector are lists of int; arrays of enums, of
+domains and of an extension's types are lists of text; a composite or a record is its text. Knows nothing of channels
+and sessions.
 """
 
 from __future__ import annotations
@@ -169,6 +171,8 @@ def to_parameter(value: object) -> value_pb2.Parameter:
     except ValueError:
         # Lone surrogates and integers of more digits than Python prints. The value itself is not for messages.
         raise DataError(f"a value of type {type(value).__name__} has no text form in UTF-8") from None
+    except RecursionError:
+        raise ProgrammingError(f"a value of type {type(value).__name__} is nested too deep, or in itself") from None
     return value_pb2.Parameter(value=encoded, type=type_name)
 
 
@@ -230,7 +234,15 @@ def _timedelta(value: timedelta) -> _Encoded:
 
 
 def _json(type_name: str) -> _Encoder:
-    return lambda value: _text(json.dumps(value.value), type_name)
+    return lambda value: _text(_json_text(value.value), type_name)
+
+
+def _json_text(value: object) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError) as error:
+        # These messages name types, and no values.
+        raise ProgrammingError(f"JSON cannot hold it: {error}; give dict, list, str, int, float, bool and None") from None
 
 
 _INT_TYPES = ("int2", "int4", "int8", "numeric")
@@ -286,7 +298,10 @@ def _range_text(value: Range[Any]) -> tuple[str, str]:
             texts.append("")
             continue
         encoded, type_name = _encoder(type(bound))(bound)
-        text = encoded.string_value if encoded.HasField("string_value") else str(bound)
+        kind = encoded.WhichOneof("kind")
+        if kind not in ("string_value", "int_value", "double_value"):
+            raise ProgrammingError(f"a range of {type(bound).__name__} cannot be sent: give its text, with a cast")
+        text = str(getattr(encoded, kind))
         texts.append('"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"')
         element = _RANGE_TYPES.get(type_name, "")
     return f"{value.bounds[0]}{texts[0]},{texts[1]}{value.bounds[1]}", element
@@ -308,7 +323,7 @@ _ENCODERS: dict[type, _Encoder] = {
     datetime: _datetime,
     timedelta: _timedelta,
     Enum: lambda value: _text(value.name),
-    dict: lambda value: _text(json.dumps(value)),
+    dict: lambda value: _text(_json_text(value)),
     Json: _json("json"),
     Jsonb: _json("jsonb"),
     list: _list,

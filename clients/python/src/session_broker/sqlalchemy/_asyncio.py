@@ -103,8 +103,11 @@ class _Connection(AdaptedConnection, dbapi.Connection):
         if concurrency.in_greenlet():
             with suppress(Error):
                 self.close()
-        else:
+        elif not self._closed:
+            self._closed = True
             self._connection.abandon()
+            if self._on_close:
+                self._on_close()
 
 
 class SessionBrokerAsyncDialect(SessionBrokerDialect):

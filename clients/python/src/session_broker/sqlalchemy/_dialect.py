@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -89,7 +89,7 @@ class Shared:
     """A connection to the broker, and who uses it."""
 
     broker: Any
-    arguments: Mapping[str, Any]
+    arguments: Mapping[str, Any] = field(repr=False)
     place: tuple[int, object]
     """The process and the event loop that it belongs to."""
     users: int = 0
