@@ -153,6 +153,40 @@ async def test_a_task_that_is_cancelled_in_its_block_leaves_nothing(connected: a
     assert count(server) == 0
 
 
+async def test_a_block_that_is_cancelled_again_and_again_is_closed(connected: aio.Broker, server: Server) -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        async with connected.session() as session:
+            await session.execute("INSERT INTO tasks VALUES (1, 'one')")
+            begun.set()
+            await asyncio.sleep(60)
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    held = "SELECT count(*) FROM pg_locks JOIN pg_class ON pg_class.oid = relation WHERE relname = 'tasks'"
+    await until(lambda: server.postgres.value(held) == 0)
+
+
+async def test_a_connection_that_is_closed_is_told_to_its_calls(target: str, server: Server) -> None:
+    async with aio.connect(target) as broker:
+        streaming, sleeping = broker.session(), broker.session()
+        stream = await streaming.stream("SELECT CASE n WHEN 9000 THEN pg_sleep(30) END FROM generate_series(1, 9000) n")
+        reading = asyncio.create_task(stream.fetchmany(9000))
+        calling = asyncio.create_task(sleeping.execute("SELECT pg_sleep(30)"))
+        asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+        await until(lambda: server.postgres.value(asleep) == 2)
+    for task in (reading, calling):
+        with pytest.raises(InterfaceError, match="connection to the broker is closed"):
+            await task
+    for session in (streaming, sleeping):
+        session.abandon()
+    await until(lambda: server.postgres.value(asleep) == 0)
+
+
 async def test_a_timeout_of_asyncio_ends_a_call(connected: aio.Broker) -> None:
     async with connected.session() as session:
         with pytest.raises(asyncio.TimeoutError):
@@ -283,6 +317,22 @@ class TestLostAnswers:
                 cable.cut()
                 assert (await session.commit()).outcome is Outcome.COMMITTED
         assert count(server) == 1
+
+    async def test_a_statement_that_commits_and_is_cancelled_is_told_when_asked(
+        self, target: str, server: Server
+    ) -> None:
+        with link(target) as cable:
+            async with aio.connect(cable.target, follow_owner=False) as broker, broker.session() as session:
+                await session.execute("INSERT INTO tasks VALUES (1, 'one')")
+                cable.drop_answers()
+                task = asyncio.create_task(session.execute("INSERT INTO tasks VALUES (2, 'two')", commit=True))
+                assert await asyncio.to_thread(cable.dropped.wait, 10)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                cable.cut()
+                assert (await session.commit()).outcome is Outcome.COMMITTED
+        assert count(server) == 2
 
     async def test_a_stream_that_is_cut_is_not_complete(self, target: str) -> None:
         with link(target) as cable:

@@ -19,7 +19,9 @@ def _table(server: Server) -> None:
         witness.execute("ALTER TABLE goods OWNER TO broker")
 
 
-@pytest.mark.parametrize("data", [b"1,a\n2,b\n", bytearray(b"1,a\n2,b\n"), io.BytesIO(b"1,a\n2,b\n"), [b"1,", b"a\n2,b\n"]])
+@pytest.mark.parametrize(
+    "data", [b"1,a\n2,b\n", bytearray(b"1,a\n2,b\n"), io.BytesIO(b"1,a\n2,b\n"), [b"1,", b"a\n2,b\n"]]
+)
 def test_copy_in_takes_bytes_files_and_iterables(broker: Broker, server: Server, data: object) -> None:
     with broker.session() as session:
         copied = session.copy_in("goods", data, columns=["id", "name"], format="csv", commit=True)  # type: ignore[arg-type]
@@ -31,7 +33,7 @@ def test_copy_in_takes_bytes_files_and_iterables(broker: Broker, server: Server,
 
 @pytest.mark.parametrize("data", ["1,a\n", io.StringIO("1,a\n"), [b"1,", "a\n"], 5])
 def test_copy_in_of_what_is_no_bytes_is_refused(broker: Broker, data: object, server: Server) -> None:
-    with pytest.raises(ProgrammingError, match="data: has a (str|int): give bytes"), broker.session() as session:
+    with pytest.raises(ProgrammingError, match=r"data: has a (str|int): give bytes"), broker.session() as session:
         session.copy_in("goods", data, format="csv")  # type: ignore[arg-type]
     assert server.postgres.value("SELECT count(*) FROM goods") == 0
 

@@ -39,6 +39,7 @@ from session_broker import (
     SessionEnded,
     aio,
 )
+from session_broker._channel import Schedule
 
 ONCE = Retry(attempts_max=1)
 StartBroker = Callable[[str], BrokerProcess]
@@ -142,6 +143,21 @@ class TestCredentials:
             assert caught.value.reason == "UNAUTHENTICATED"
             token[0] = "billing"
             assert session.execute("SELECT 3").scalar() == 3
+
+    async def test_a_function_that_fails_is_told_without_its_words(self, guarded: str) -> None:
+        def fail() -> str:
+            raise ValueError("a secret")
+
+        async def fail_too() -> str:
+            raise ValueError("a secret")
+
+        with session_broker.connect(guarded, credentials=fail) as broker:
+            with pytest.raises(OperationalError, match="credentials raised ValueError") as caught:
+                broker.run(["SELECT 1"])
+            assert "a secret" not in str(caught.value)
+        async with aio.connect(guarded, credentials=fail_too) as tasks:
+            with pytest.raises(OperationalError, match="credentials raised ValueError"):
+                await tasks.run(["SELECT 1"])
 
     def test_credentials_do_not_go_over_a_network_in_plain_text(self) -> None:
         with pytest.raises(ProgrammingError, match="plaintext_beyond_loopback"):
@@ -307,9 +323,128 @@ class TestOwners:
                 session.execute("SELECT 2")
             session.abandon()
 
+    def test_an_owner_that_comes_back_is_followed_again(
+        self, start_broker: StartBroker, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("session_broker._broker.UNREACHABLE_TIME", 0.0)
+        monkeypatch.setattr("session_broker._sync.PROBE_TIMEOUT", 0.5)
+        with link("127.0.0.1:1") as back:
+            process = start_broker(configuration(postgres, top=f'endpoint = "{back.target}"'))
+            back.lead_to(process.target)
+            with session_broker.connect(process.target, retry=ONCE) as broker:
+                first = broker.session()
+                assert first.execute("SELECT 1").scalar() == 1
+                back.refuse()
+                back.cut()
+                with pytest.raises(BrokerUnavailable):
+                    first.execute("SELECT 1")
+                with broker.session() as session:
+                    assert session.execute("SELECT 1").scalar() == 1
+                back.refuse(False)
+                with broker.session() as session:
+                    assert session.execute("SELECT 1").scalar() == 1
+                    assert session._core.grant is not None
+                    assert session._core.grant.endpoint == back.target
+                first.close()
+
+    async def test_a_session_granted_while_its_owner_is_sought_is_closed(
+        self, start_broker: StartBroker, postgres: Postgres, admin: str
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            endpoint = f"127.0.0.1:{silent.getsockname()[1]}"
+            process = start_broker(configuration(postgres, top=f'endpoint = "{endpoint}"'))
+            async with aio.connect(process.target, credentials=admin) as broker:
+                session = broker.session(labels={"test": "sought"})
+                task = asyncio.create_task(session.execute("SELECT 1"))
+                while not await broker.sessions(labels={"test": "sought"}):
+                    assert not task.done()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                await session.close()
+                assert not await broker.sessions(labels={"test": "sought"})
+
 
 class TestKeepAlive:
     LEASE = 1.0
+
+    def test_a_session_that_ended_does_not_end_the_others(self, broker: Broker, target: str, admin: str) -> None:
+        ended = broker.session(lease_ttl=self.LEASE)
+        ended.execute("SELECT 1")
+        with session_broker.connect(target, credentials=admin) as operations:
+            operations.terminate(ended.id, "a test")
+        quiet_until = time.monotonic() + self.LEASE
+        wait_until(lambda: time.monotonic() > quiet_until)
+        with broker.session(lease_ttl=self.LEASE) as kept:
+            kept.execute("CREATE TEMPORARY TABLE kept (a int)")
+            quiet_until = time.monotonic() + 1.5 * self.LEASE
+            wait_until(lambda: time.monotonic() > quiet_until)
+            assert kept.execute("SELECT count(*) FROM kept").scalar() == 0
+        ended.close()
+
+    def test_credentials_that_fail_once_do_not_end_it(self, target: str, admin: str) -> None:
+        failed = threading.Event()
+
+        def token() -> str:
+            if threading.current_thread().name == "session-broker-keeper" and not failed.is_set():
+                failed.set()
+                raise ZeroDivisionError
+            return admin
+
+        with session_broker.connect(target, credentials=token) as broker, broker.session(lease_ttl=1) as session:
+            session.execute("CREATE TEMPORARY TABLE kept (a int)")
+            quiet_until = time.monotonic() + 2
+            wait_until(lambda: time.monotonic() > quiet_until)
+            assert failed.is_set()
+            assert session.execute("SELECT count(*) FROM kept").scalar() == 0
+
+    async def test_credentials_that_fail_once_do_not_end_it_in_a_task(self, target: str, admin: str) -> None:
+        quiet = failed = False
+
+        async def token() -> str:
+            nonlocal failed
+            if quiet and not failed:
+                failed = True
+                raise ZeroDivisionError
+            return admin
+
+        async with aio.connect(target, credentials=token) as broker, broker.session(lease_ttl=1) as session:
+            unheard: list[object] = []
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+            await session.execute("CREATE TEMPORARY TABLE kept (a int)")
+            quiet = True
+            quiet_until = time.monotonic() + 2
+            await asyncio.to_thread(wait_until, lambda: time.monotonic() > quiet_until)
+            assert failed
+            assert (await session.execute("SELECT count(*) FROM kept")).scalar() == 0
+            gc.collect()
+            assert not unheard
+
+    def test_a_session_is_looked_at_once_however_often_it_is_granted(self, broker: Broker) -> None:
+        schedule = Schedule()
+        with broker.session() as session:
+            session.execute("SELECT 1")
+            session._core.renew_at = 0.0
+            for _ in range(3):
+                schedule.add(session._core)
+            assert len(schedule) == 1
+            assert list(schedule.due()) == [session._core]
+
+    def test_what_cannot_be_renewed_is_tried_again_until_its_lease_has_run_out(self, target: str) -> None:
+        with link(target) as cable, session_broker.connect(cable.target, follow_owner=False) as broker:
+            session = broker.session(lease_ttl=1)
+            session.execute("SELECT 1")
+            call = session._core.renewal()
+            assert call is not None
+            unsent = BrokerUnavailable("a test")
+            unsent.advice = Advice.CALL
+            cable.refuse()
+            cable.cut()
+            before = time.monotonic()
+            session._core.renewed(call, unsent)
+            assert session._core.renew_at >= before + session._core.renew_after / 2
+            wait_until(lambda: session._core.renewal() is None, 5)
+            session.abandon()
 
     def test_idle_sessions_are_kept_with_a_transaction_and_without(self, broker: Broker) -> None:
         sessions = [broker.session(lease_ttl=self.LEASE) for _ in range(50)]

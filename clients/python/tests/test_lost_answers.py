@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 
@@ -21,6 +22,7 @@ from session_broker import (
     Retry,
     SessionUnknown,
 )
+from session_broker._retry import Attempts
 
 
 @pytest.fixture(autouse=True)
@@ -266,3 +268,12 @@ def test_savepoints_are_not_repeated(cable: Link, cut_broker: Broker) -> None:
         with pytest.raises(BrokerUnavailable):
             losing(cable, lambda: session.create_savepoint("here"))
         session.rollback()
+
+
+def test_the_time_for_repeats_begins_with_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.chain([0.0, 100.0, 104.0], itertools.repeat(111.0))
+    monkeypatch.setattr("session_broker._retry.time.monotonic", lambda: next(clock))
+    attempts = Attempts(Retry(attempts_max=9, time_max=10.0))
+    lost = BrokerUnavailable("no answer")
+    pauses = [attempts.pause_after(lost, safe=True, unchanged=True) for _ in range(3)]
+    assert [pause is not None for pause in pauses] == [True, True, False]

@@ -15,6 +15,8 @@ from session_broker import (
     AtLeast,
     Broker,
     CommitRolledBack,
+    CommitUnknown,
+    DataError,
     ExpectationFailed,
     IntegrityError,
     InterfaceError,
@@ -278,6 +280,90 @@ class TestStreams:
             assert stream.commit is not None
             assert stream.commit.outcome is Outcome.COMMITTED
             assert count(server) == 1
+
+    def test_a_value_that_cannot_be_read_ends_it(self, broker: Broker) -> None:
+        dates = "SELECT CASE n WHEN 5000 THEN 'infinity'::date ELSE '2000-01-01' END FROM generate_series(1, 90000) n"
+        with broker.session() as session:
+            stream = session.stream(dates)
+            with pytest.raises(DataError):
+                list(stream)
+            with pytest.raises(InterfaceError, match="not complete"):
+                stream.fetchmany(1)
+            with pytest.raises(ProgrammingError, match="rollback"):
+                session.commit()
+            session.rollback()
+            assert session.execute("SELECT 1").scalar() == 1
+
+    def test_another_threads_stream_is_not_closed(self, broker: Broker) -> None:
+        with broker.session() as session:
+            stream = session.stream("SELECT CASE n WHEN 9000 THEN pg_sleep(1) END FROM generate_series(1, 9000) n")
+            rows: list[object] = []
+            thread = threading.Thread(target=lambda: rows.extend(stream))
+            thread.start()
+            wait_until(lambda: stream._reading)
+            for call in (session.rollback, session.close):
+                with pytest.raises(InterfaceError, match="another thread"):
+                    call()
+            thread.join(10)
+            assert len(rows) == 9000
+
+    @pytest.mark.usefixtures("table")
+    def test_a_stream_that_was_to_commit_and_is_closed_early_is_asked_about(
+        self, broker: Broker, server: Server
+    ) -> None:
+        session = broker.session()
+        session.execute("INSERT INTO notes VALUES (1, 'one')")
+        session.stream("INSERT INTO notes VALUES (2, 'two') RETURNING id", commit=True).close()
+        with pytest.raises(ProgrammingError, match="outcome is not known"):
+            session.execute("SELECT 1")
+        try:
+            session.commit()
+        except CommitRolledBack:
+            assert count(server) == 0
+        else:
+            assert count(server) == 2
+        session.close()
+
+
+@pytest.mark.usefixtures("table")
+class TestUnreadable:
+    SQL = "INSERT INTO notes VALUES (1, 'one') RETURNING 'infinity'::date"
+
+    def test_what_is_committed_is_told_with_its_result_that_cannot_be_read(
+        self, broker: Broker, server: Server
+    ) -> None:
+        with broker.session() as session, pytest.raises(DataError, match="is committed") as caught:
+            session.execute(self.SQL, commit=True)
+        assert caught.value.commit is not None
+        assert Outcome(caught.value.commit.outcome) is Outcome.COMMITTED
+        assert count(server) == 1
+
+    def test_so_it_is_after_a_run(self, broker: Broker, server: Server) -> None:
+        with pytest.raises(DataError, match="is committed") as caught:
+            broker.run([self.SQL])
+        assert caught.value.commit is not None
+        assert Outcome(caught.value.commit.outcome) is Outcome.COMMITTED
+        assert count(server) == 1
+
+
+class TestLargeRequests:
+    LARGE = "x" * (17 * 1024 * 1024)
+
+    def test_one_that_no_broker_takes_is_refused(self, broker: Broker) -> None:
+        with broker.session() as session:
+            with pytest.raises(DataError, match=r"16 MiB.*copy_in"):
+                session.execute("SELECT length($1)", [self.LARGE])
+            assert session.execute("SELECT 1").scalar() == 1
+
+    def test_one_that_the_broker_refuses_was_not_lost(self, broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("session_broker._broker.REQUEST_BYTES_MAX", 1 << 30)
+        with broker.session() as session:
+            session.execute("SELECT 1")
+            with pytest.raises(OperationalError) as caught:
+                session.execute("SELECT length($1)", [self.LARGE], commit=True)
+            assert not isinstance(caught.value, CommitUnknown)
+            assert caught.value.advice is session_broker.Advice.NOTHING
+            assert session.execute("SELECT 1").scalar() == 1
 
 
 @pytest.mark.usefixtures("table")

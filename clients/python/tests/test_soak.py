@@ -13,14 +13,19 @@ import os
 import random
 import threading
 import time
+from collections.abc import Callable
 
 import pytest
 from support import ADMIN_TOKEN, BrokerProcess, Link, Postgres, configuration, link, wait_until
 
 import session_broker
-from session_broker import Broker, CommitUnknown, Error, Outcome, Statement
+from session_broker import Broker, CommitUnknown, EndReason, Error, Outcome, SessionEnded, Statement
 
-PROFILE = 'lease_ttl = "5s"\nstatement_timeout = "10s"'
+# A session that nobody ends outlives every wait of this test.
+PROFILE = 'lease_ttl = "3m"\nstatement_timeout = "10s"'
+
+# The lease of sessions that are left idle for longer.
+IDLE_LEASE = 3.0
 
 
 class Ledger:
@@ -35,11 +40,18 @@ class Ledger:
 
     def worker(self, broker: Broker, stop: threading.Event) -> None:
         """Writes one number after another, each way there is."""
-        ways = itertools.cycle((self.in_steps, self.in_one_call, self.as_batch, self.by_run, self.by_transaction))
+        self._write(broker, stop, self.in_steps, self.in_one_call, self.as_batch, self.by_run, self.by_transaction)
+
+    def idler(self, broker: Broker, stop: threading.Event) -> None:
+        """Writes one number after another, and does nothing for long before each."""
+        self._write(broker, stop, self.after_a_while)
+
+    def _write(self, broker: Broker, stop: threading.Event, *ways: Callable[[Broker, int], None]) -> None:
+        way = itertools.cycle(ways)
         while not stop.is_set():
             number = next(self.count)
             try:
-                next(ways)(broker, number)
+                next(way)(broker, number)
                 self.committed.add(number)
             except CommitUnknown as error:
                 self.unknown[number] = error.commit_token
@@ -66,6 +78,17 @@ class Ledger:
         add = Statement("UPDATE ledger SET steps = steps + 1 WHERE id = $1", parameter_sets=[[number]] * 2)
         with broker.session() as session:
             session.batch([("INSERT INTO ledger VALUES ($1, 0)", [number]), add])
+
+    def after_a_while(self, broker: Broker, number: int) -> None:
+        with broker.session(lease_ttl=IDLE_LEASE) as session:
+            session.execute("SELECT 1", commit=True)
+            time.sleep(1.3 * IDLE_LEASE)
+            try:
+                session.execute("INSERT INTO ledger VALUES ($1, 2)", [number], commit=True)
+            except SessionEnded as error:
+                if error.end_reason is EndReason.LEASE_EXPIRED:
+                    self.wrong.append("an idle session was not kept")
+                raise
 
     def by_run(self, broker: Broker, number: int) -> None:
         key = f"soak {number}"
@@ -141,8 +164,13 @@ def soak(postgres: Postgres, seconds: float, threads: int) -> None:
     with link("127.0.0.1:1") as cable:
         chaos = Chaos(postgres, cable, text)
         try:
-            with session_broker.connect(cable.target, follow_owner=False) as broker:
-                workers = [threading.Thread(target=ledger.worker, args=[broker, stop]) for _ in range(threads)]
+            with (
+                session_broker.connect(cable.target, follow_owner=False) as broker,
+                session_broker.connect(cable.target) as following,
+            ):
+                brokers = itertools.cycle((broker, following))
+                work = [ledger.worker] * threads + [ledger.idler] * (threads // 2)
+                workers = [threading.Thread(target=each, args=[next(brokers), stop]) for each in work]
                 breaking = threading.Thread(target=chaos.work, args=[stop])
                 for thread in (*workers, breaking):
                     thread.start()
@@ -152,8 +180,8 @@ def soak(postgres: Postgres, seconds: float, threads: int) -> None:
                     thread.join(60)
                     assert not thread.is_alive(), "a thread is stuck"
                 check(ledger, postgres, broker)
-            with session_broker.connect(chaos.broker.target, credentials=ADMIN_TOKEN) as operations:
-                wait_until(lambda: operations.sessions() == [], 30)
+                with session_broker.connect(chaos.broker.target, credentials=ADMIN_TOKEN) as operations:
+                    wait_until(lambda: operations.sessions() == [])
         finally:
             chaos.broker.stop()
     print(

@@ -524,7 +524,7 @@ class TestAsyncio:
         ended = (await connection.get_raw_connection()).dbapi_connection
 
         for _ in range(2):
-            async_engine.dialect.do_terminate(ended)
+            async_engine.dialect.do_terminate(ended)  # type: ignore[arg-type]
 
         assert shared.users == 0
         await connection.invalidate()

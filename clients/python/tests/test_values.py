@@ -318,7 +318,7 @@ def test_a_value_that_cannot_be_written_is_refused_with_its_parameter(
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e300])
 def test_a_timeout_without_an_end_is_refused_by_its_name(value: float, session: session_broker.Session) -> None:
-    with pytest.raises(ProgrammingError, match="timeout is .*: give a finite number of seconds"):
+    with pytest.raises(ProgrammingError, match=r"timeout is .*: give a finite number of seconds"):
         session.execute("SELECT 1", timeout=value)
 
     assert session.execute("SELECT 1").scalar() == 1

@@ -137,7 +137,7 @@ class Retry:
     attempts_max: int = 5
     """How often a call is made in all. 1: never again."""
     time_max: float = 10.0
-    """Seconds after which no new attempt begins."""
+    """Seconds after the first failure in which new attempts begin."""
 
 
 _OPTION_DURATIONS = ("statement_timeout", "lock_timeout", "transaction_timeout")

@@ -23,11 +23,12 @@ from session_broker._arguments import (
     session_options,
     timeout_seconds,
 )
-from session_broker._protocol import Call, Method, Pause, Probe, Steps, duration
+from session_broker._protocol import Call, Method, Pause, Probe, Shape, Steps, duration
 from session_broker._retry import Attempts
 from session_broker._statements import (
     CallOptions,
     StatementLike,
+    reading,
     result_of,
     run_statement,
 )
@@ -35,6 +36,7 @@ from session_broker.bulk import Missed, Notification, SessionFilters, list_reque
 from session_broker.errors import (
     Advice,
     CommitUnknown,
+    DataError,
     EndReason,
     Error,
     InterfaceError,
@@ -46,6 +48,9 @@ from sessionbroker.v1 import admin_pb2, notification_pb2, run_pb2, session_pb2
 CALL_TIMEOUT = 30.0
 # How long an owner that did not answer is not asked again.
 UNREACHABLE_TIME = 30.0
+
+# The largest request that a broker takes.
+REQUEST_BYTES_MAX = 16 * 1024 * 1024
 
 # Answers of who lets callers in, before what they ask is looked at.
 _NOT_LET_IN = ("UNAUTHENTICATED", "FORBIDDEN")
@@ -92,6 +97,11 @@ class BrokerCore:
         unchanged: Callable[[Error], bool] = lambda _: True,
     ) -> Steps[Any]:
         """Makes a call, again where that is safe."""
+        if method.shape is not Shape.REQUESTS and request.ByteSize() > REQUEST_BYTES_MAX:
+            raise DataError(
+                f"the request has {request.ByteSize()} bytes, and a broker takes 16 MiB ({REQUEST_BYTES_MAX}): "
+                "send less at a time, or use copy_in"
+            )
         attempts = attempts or Attempts(self.retry)
         while True:
             remaining = None if timeout is None else max(timeout - attempts.elapsed, 0.001)
@@ -157,7 +167,8 @@ class BrokerCore:
             raise unknown_commit("keyed run" if idempotency_key else "run", None, error) from error
         loaders = self.arguments.get("loaders", {})
         commit = Commit.of(answer.commit)
-        return [result_of(result, loaders, packed=False, commit=commit) for result in answer.results]
+        with reading(answer.commit):
+            return [result_of(result, loaders, packed=False, commit=commit) for result in answer.results]
 
     def resolve_commit(self, commit_token: str, wait: float | None) -> Steps[Outcome]:
         """What became of a transaction."""

@@ -20,7 +20,7 @@ import grpc
 from session_broker._arguments import Retry, SessionArguments
 from session_broker._protocol import Method
 from session_broker._session import SessionCore
-from session_broker.errors import InterfaceError, ProgrammingError
+from session_broker.errors import Error, InterfaceError, OperationalError, ProgrammingError
 
 if TYPE_CHECKING:
     from session_broker._tracing import Span
@@ -37,8 +37,8 @@ Metadata: TypeAlias = "list[tuple[str, str]]"
 # How long a session's owner may take to answer before its calls go to the first target instead.
 PROBE_TIMEOUT = 2.0
 
-# How long after a renewal it is looked at whether it came to something.
-CHECK_TIME = 1.0
+# How long a session is at most not looked at.
+LOOK_TIME = 60.0
 
 serialize = operator.methodcaller("SerializeToString")
 
@@ -121,8 +121,22 @@ class Route:
         return not plainly or self._may_send_plainly or _is_on_this_machine(endpoint)
 
     def credential(self) -> str | Awaitable[str] | None:
-        """The bearer token for the next call."""
-        return self._credentials() if callable(self._credentials) else self._credentials
+        """The bearer token for the next call.
+
+        Raises:
+            OperationalError: The program's function for it failed.
+        """
+        try:
+            return self._credentials() if callable(self._credentials) else self._credentials
+        except Exception as error:
+            raise no_credentials(error) from error
+
+
+def no_credentials(error: Exception) -> Error:
+    """The error of a function for credentials that failed. What it said may hold secrets."""
+    if isinstance(error, Error):
+        return error
+    return OperationalError(f"the function given as credentials raised {type(error).__name__}")
 
 
 def bearer(token: str | None) -> Metadata:
@@ -140,35 +154,47 @@ class Schedule:
 
     def __init__(self) -> None:
         self._heap: list[tuple[float, int, weakref.ref[SessionCore]]] = []
+        self._numbers: weakref.WeakKeyDictionary[SessionCore, int] = weakref.WeakKeyDictionary()
         self._count = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._numbers)
 
     def add(self, session: SessionCore, again: bool = False) -> bool:
         """Has a session kept, and attached at once where it is to be. True when it is the next one now."""
         at = time.monotonic() if session.attaches and not again else session.renew_at
-        entry = (at, next(self._count), weakref.ref(session))
-        heapq.heappush(self._heap, entry)
-        return self._heap[0] is entry
+        number = self._push(at, session)
+        return self._heap[0][1] == number
 
     @property
-    def next_due(self) -> float | None:
-        """When to look next, by the monotonic clock."""
-        return self._heap[0][0] if self._heap else None
+    def wait(self) -> float | None:
+        """In how many seconds to look next; `None` while there is nothing to look after."""
+        return min(max(self._heap[0][0] - time.monotonic(), 0.0), LOOK_TIME) if self._heap else None
+
+    def _push(self, at: float, session: SessionCore) -> int:
+        """Looks at a session then, and not when it was to be looked at before."""
+        number = self._numbers[session] = next(self._count)
+        heapq.heappush(self._heap, (at, number, weakref.ref(session)))
+        return number
 
     def due(self) -> Iterable[SessionCore]:
         """Those whose time has come and who are not in a call."""
         now = time.monotonic()
         while self._heap and self._heap[0][0] <= now:
-            _, _, reference = heapq.heappop(self._heap)
+            _, number, reference = heapq.heappop(self._heap)
             session = reference()
-            if session is None or session.renewal() is None:
+            if session is None or self._numbers.get(session) != number:
                 continue
-            again = session.renew_at
             if session.busy and not session.attaches:
-                again = now + session.renew_after
-            elif again <= now or session.attaches:
+                self._push(now + session.retry_after, session)
+            elif session.renewal() is None:
+                del self._numbers[session]
+            elif session.renew_at <= now or session.attaches:
+                # Whatever comes of it, it is looked at again.
+                self._push(now + session.retry_after, session)
                 yield session
-                again = now + min(CHECK_TIME, session.renew_after)
-            heapq.heappush(self._heap, (again, next(self._count), reference))
+            else:
+                self._push(session.renew_at, session)
 
 
 def closed() -> InterfaceError:

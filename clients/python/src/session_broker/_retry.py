@@ -9,7 +9,7 @@ import random
 import time
 
 from session_broker._arguments import Retry
-from session_broker.errors import Advice, Error, InterfaceError, ProgrammingError
+from session_broker.errors import Advice, Error, is_lost
 
 # The first pause before a repeat, doubled each time up to the second; the broker may ask for a longer one.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
@@ -21,6 +21,7 @@ class Attempts:
     def __init__(self, retry: Retry) -> None:
         self._retry = retry
         self._began = time.monotonic()
+        self._failed: float | None = None
         self._made = 0
         self.lost = False
 
@@ -35,19 +36,16 @@ class Attempts:
         `safe` says that it may be repeated when its answer was lost; `unchanged` that the transaction stands as it did
         before the call.
         """
+        now = time.monotonic()
         self._made += 1
+        self._failed = self._failed or now
         self.lost = self.lost or is_lost(error)
         repeatable = safe if is_lost(error) else error.advice is Advice.CALL and unchanged
         pause = max(error.retry_delay or 0.0, backoff(self._made))
-        if not repeatable or self._made >= self._retry.attempts_max or self.elapsed + pause > self._retry.time_max:
+        too_late = now - self._failed + pause > self._retry.time_max
+        if not repeatable or self._made >= self._retry.attempts_max or too_late:
             return None
         return pause
-
-
-def is_lost(error: Error) -> bool:
-    """Whether the call may have reached the broker, and its answer did not come."""
-    was_sent = not isinstance(error, InterfaceError | ProgrammingError) and error.advice is not Advice.CALL
-    return was_sent and not error.reason
 
 
 def backoff(attempt: int) -> float:

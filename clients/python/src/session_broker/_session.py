@@ -29,13 +29,14 @@ from session_broker._arguments import (
 )
 from session_broker._broker import CALL_TIMEOUT, BrokerCore, unknown_commit
 from session_broker._protocol import Call, Method, Shape, Steps, seconds
-from session_broker._retry import Attempts, is_lost
+from session_broker._retry import Attempts
 from session_broker._statements import (
     CallOptions,
     StatementLike,
     batch_request,
     copy_context,
     execute_request,
+    reading,
     result_of,
     stream_request,
 )
@@ -51,6 +52,7 @@ from session_broker.errors import (
     ProgrammingError,
     SessionEnded,
     SessionUnknown,
+    is_lost,
 )
 from session_broker.results import Commit, Engine, Outcome, Result, TransactionState
 from session_broker.values import check_loaders
@@ -89,6 +91,7 @@ class _Grant:
     token: str = field(repr=False)
     id: str
     endpoint: str
+    lease_ttl: float
     seq: int = 0
 
 
@@ -112,6 +115,7 @@ class SessionCore:
         self.closed = False
         self.renew_at = 0.0
         self.renew_after = 1.0
+        self._lease_until = 0.0
         self._turn = threading.Lock()
         self._streams = False
         self._ended: Error | None = None
@@ -138,9 +142,14 @@ class SessionCore:
         """Whether an Attach is to be opened."""
         return self._attach and self._attachment is None
 
+    @property
+    def retry_after(self) -> float:
+        """How long after a renewal that came to nothing it is tried again."""
+        return max(min(1.0, self.renew_after), self.renew_after / 2, 0.1)
+
     def renewal(self) -> Call | None:
         """The call that keeps the session, if there is to be one."""
-        if not self.grant or self._ended or self.closed or self._attachment:
+        if not self.grant or self._ended or self.closed or self._attachment or time.monotonic() > self._lease_until:
             return None
         if self._attach:
             return Call(
@@ -160,6 +169,7 @@ class SessionCore:
         if self._attachment and self._attachment[0] == cancel:
             self._attachment[1].detach()
             self._attachment = None
+        self._not_renewed(error)
         self.renew_at = time.monotonic() + min(1.0, self.renew_after)
         return not isinstance(error, SessionEnded | SessionUnknown) and self.renewal() is not None
 
@@ -169,14 +179,22 @@ class SessionCore:
             self._attachment = None
             end()
 
-    def renewed(self, answer: session_pb2.KeepAliveResponse | Error) -> None:
+    def renewed(self, call: Call, answer: session_pb2.KeepAliveResponse | Exception) -> None:
         """Takes note of a renewal, which came beside the session's calls: it moves no state."""
+        if not self.grant or call.request.session_token != self.grant.token:
+            return
         if isinstance(answer, SessionEnded | SessionUnknown):
-            self.renew_at = float("inf")
-        elif isinstance(answer, Error):
-            self.renew_at = time.monotonic()
+            self._lease_until = 0.0
+        elif isinstance(answer, Exception):
+            self._not_renewed(answer)
+            self.renew_at = time.monotonic() + self.retry_after
         else:
             self._renew_after(answer.state)
+
+    def _not_renewed(self, error: Exception | None) -> None:
+        """A renewal has failed. Where it may have arrived, the lease may have begun anew."""
+        if self.grant and (not isinstance(error, Error) or is_lost(error)):
+            self._lease_until = time.monotonic() + self.grant.lease_ttl
 
     def note(self, state: SessionState) -> None:
         """Takes note of where the session stands."""
@@ -185,7 +203,10 @@ class SessionCore:
 
     def _renew_after(self, state: SessionState) -> None:
         self.renew_after = seconds(state.renew_after)
-        self.renew_at = time.monotonic() + self.renew_after
+        now = time.monotonic()
+        self.renew_at = now + self.renew_after
+        if self.grant:
+            self._lease_until = now + self.grant.lease_ttl
 
     # Whose turn it is.
 
@@ -222,7 +243,8 @@ class SessionCore:
             request = execute_request(sql, params, options)
             answer = yield from self._numbered(_protocol.EXECUTE, request, options.timeout)
             committed = self.committed(answer)
-            return result_of(answer, self.loaders, packed=True, commit=committed)
+            with reading(answer.commit if committed else None):
+                return result_of(answer, self.loaders, packed=True, commit=committed)
         finally:
             self.end_turn()
 
@@ -233,7 +255,8 @@ class SessionCore:
             request = batch_request(statements, options)
             answer = yield from self._numbered(_protocol.EXECUTE_BATCH, request, options.timeout)
             committed = self.committed(answer)
-            return [result_of(result, self.loaders, packed=False, commit=committed) for result in answer.results]
+            with reading(answer.commit if committed else None):
+                return [result_of(result, self.loaders, packed=False, commit=committed) for result in answer.results]
         finally:
             self.end_turn()
 
@@ -246,7 +269,7 @@ class SessionCore:
         try:
             request = stream_request(sql, params, options)
             call, first = yield from self._statement(_protocol.EXECUTE_STREAM, request, options.timeout)
-            return self._streaming(RowStream(self, options.commit), first), call
+            return self._streaming(RowStream(self, options.commit), call, first), call
         finally:
             if not self._streams:
                 self.end_turn()
@@ -273,20 +296,26 @@ class SessionCore:
         try:
             context = copy_context(request.context, options)
             call, first = yield from self._statement(_protocol.COPY_OUT, request, options.timeout, context=context)
-            return self._streaming(CopyStream(self, options.commit), first), call
+            return self._streaming(CopyStream(self, options.commit), call, first), call
         finally:
             if not self._streams:
                 self.end_turn()
 
-    def _streaming(self, stream: AnyStream, first: Any) -> AnyStream:
+    def _streaming(self, stream: AnyStream, call: Any, first: Any) -> AnyStream:
         """Has the stream begin, and keep its turn until it ends."""
-        stream.begin(first)
+        try:
+            stream.begin(first)
+        except BaseException:
+            call.cancel()
+            self._doubt = _STREAM_CLOSED
+            raise
         self._streams = True
         return stream
 
     def end_stream(self, error: AnyError, commits: bool) -> AnyError:
         """Takes the turn back from a stream that has ended; gives what the caller is to be told."""
         told: Any = error
+        self._commit_lost = None
         if error is not None:
             self._note_error(error)
             if is_lost(error):
@@ -294,14 +323,17 @@ class SessionCore:
                 error.advice = Advice.SESSION
             if commits and is_lost(error):
                 told = self._lost_commit("stream", error)
+            elif commits and isinstance(error, CommitUnknown):
+                self._commit_lost = (error.commit_token,)
         self._streams = False
         self.end_turn()
         return cast(AnyError, told)
 
-    def leave_stream(self, complete: bool) -> None:
-        """Takes the turn back from a stream that is closed."""
+    def leave_stream(self, complete: bool, commits: bool) -> None:
+        """Takes the turn back from a stream that is closed. Before its end it may have committed, or not."""
         if not complete:
             self._doubt = _STREAM_CLOSED
+        self._commit_lost = (_token(self.state),) if commits and not complete else None
         self._streams = False
         self.end_turn()
 
@@ -393,21 +425,31 @@ class SessionCore:
             self.end_turn()
 
     def _rolled_back(self, grant: _Grant) -> Steps[None]:
+        before = self._doubt
         request = session_pb2.RollbackRequest(session_token=grant.token)
+        # Whatever interrupts this, the transaction may go on.
+        self._doubt = _LEFT
         try:
             yield from self._ask(_protocol.ROLLBACK, request, safe=True)
         except Error as error:
             # Without its session the transaction is rolled back too, by the lease at the latest.
             if not isinstance(error, BrokerUnavailable | SessionEnded | SessionUnknown) and not is_lost(error):
+                self._doubt = before
                 raise
             self._forget()
         self._doubt = None
 
     def _rollback_to(self, savepoint: str) -> Steps[None]:
-        if not self._doubt or self._doubt.on_its_way:
+        before = self._doubt
+        if not before or before.on_its_way or self._commit_lost:
             self._check_usable()
         request = session_pb2.RollbackRequest(session_token=self._granted().token, savepoint=savepoint)
-        yield from self._ask(_protocol.ROLLBACK, request, safe=True)
+        self._doubt = _LEFT
+        try:
+            yield from self._ask(_protocol.ROLLBACK, request, safe=True)
+        except Error as error:
+            self._doubt = _LOST if is_lost(error) else before
+            raise
         self._doubt = None
 
     def create_savepoint(self, name: str) -> Steps[None]:
@@ -499,10 +541,12 @@ class SessionCore:
             return self.grant
         self._request.request_id = uuid.uuid4().hex
         answer = yield from self._broker.repeat(_protocol.BEGIN_SESSION, self._request, safe=True)
-        endpoint = yield from self._broker.owner(answer.owner_endpoint)
-        self.grant = _Grant(answer.session_token, answer.session_id, endpoint)
+        # Whatever interrupts this, the session is known, and can be closed.
+        ttl = seconds(answer.lease_ttl)
+        grant = self.grant = _Grant(answer.session_token, answer.session_id, self._broker.target, ttl)
         self.note(answer.state)
-        return self.grant
+        grant.endpoint = yield from self._broker.owner(answer.owner_endpoint)
+        return grant
 
     def _leave(self) -> Steps[None]:
         """Ends the broker's session as far as it can be reached."""
@@ -531,7 +575,7 @@ class SessionCore:
             return (yield from self._statement(method, request, timeout, safe=True))
         except Error as error:
             # An earlier call ran nothing, and so did not count. This one ran nothing either.
-            if error.reason != "SEQ_GAP":
+            if error.reason != "SEQ_GAP" or isinstance(error, CommitUnknown):
                 raise
             grant.seq = request.seq = int(error.metadata["expected"])
         return (yield from self._statement(method, request, timeout, safe=True))
@@ -558,13 +602,16 @@ class SessionCore:
         commits = getattr(context, "commit", False)
         # What a request was read from is not there a second time.
         attempts = Attempts(_ONCE if method.shape is Shape.REQUESTS else self._broker.retry)
-        # Whatever interrupts this, the call may be on its way.
+        # Whatever interrupts this, the call may be on its way, and so may its commit.
         self._doubt = _LEFT
+        if commits:
+            self._commit_lost = (_token(self.state),)
         try:
             answer = yield from self._ask(method, request, timeout=timeout, safe=safe, attempts=attempts)
         except Error as error:
             in_doubt = attempts.lost and not self._was_looked_at(error)
             self._doubt = _LOST if in_doubt else None
+            self._commit_lost = None
             if commits and attempts.lost and (in_doubt or self._ended):
                 raise self._lost_commit("statement", error) from error
             if commits and isinstance(error, CommitUnknown):
@@ -572,7 +619,7 @@ class SessionCore:
             if in_doubt:
                 error.advice = Advice.SESSION
             raise
-        self._doubt = self._next_transaction = None
+        self._doubt = self._next_transaction = self._commit_lost = None
         return answer
 
     def _was_looked_at(self, error: Error) -> bool:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from session_broker._arguments import Seconds
-from session_broker.errors import ProgrammingError
+from session_broker.errors import Advice, DataError, Error, ProgrammingError
 from session_broker.results import AtLeast, Commit, Result, Row, Statement
 from session_broker.values import RESULT_FORMAT, Column, Loaders, row_decoder, to_parameter_sets, to_parameters
 from sessionbroker.v1 import bulk_pb2, run_pb2, session_pb2, value_pb2
@@ -90,6 +91,24 @@ def result_of(message: Any, loaders: Loaders, *, packed: bool, commit: Commit | 
         rows = decode(message.packed_rows if packed else message.rows)
     described = [Column.of(column) for column in columns]
     return Result(described, rows, message.row_count, message.command_tag, list(message.notices), commit)
+
+
+@contextlib.contextmanager
+def reading(commit: session_pb2.CommitResponse | None) -> Iterator[None]:
+    """Has an error of reading a result say that its transaction is committed.
+
+    Raises:
+        DataError: A result of a commit cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:
+        if commit is None:
+            raise
+        why = str(error) if isinstance(error, Error) else f"{type(error).__name__} in a loader"
+        told = DataError(f"the transaction is committed, but its result cannot be read: {why}")
+        told.commit, told.advice = commit, Advice.NOTHING
+        raise told from error
 
 
 def _statement_of(statement: StatementLike) -> Statement:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from session_broker.errors import BrokerUnavailable, Error
+from session_broker.errors import BrokerUnavailable, Error, InterfaceError
 from session_broker.results import Commit, Row
 from session_broker.values import Column, Loaders, row_decoder
 from sessionbroker.v1 import bulk_pb2, session_pb2
@@ -33,7 +33,7 @@ class StreamOwner(Protocol):
     def end_stream(self, error: AnyError, commits: bool) -> AnyError:
         """Takes its turn back; gives what the caller is to be told."""
 
-    def leave_stream(self, complete: bool) -> None:
+    def leave_stream(self, complete: bool, commits: bool) -> None:
         """Takes its turn back from a stream that is closed."""
 
 
@@ -92,7 +92,16 @@ class StreamCore(Generic[T]):
         """Ends it wherever it is. Before its trailer the broker stops the statement, and its transaction has failed."""
         if self.open:
             self.open = False
-            self._session.leave_stream(self.complete)
+            self._session.leave_stream(self.complete, self._commits)
+
+    def check_complete(self) -> None:
+        """Refuses to take what was read for all.
+
+        Raises:
+            InterfaceError: It has failed, or was closed, before its end.
+        """
+        if not self.complete:
+            raise InterfaceError("the stream failed or was closed before its end: its result is not complete")
 
     def _end(self, error: AnyError) -> AnyError:
         if not self.open:

@@ -52,7 +52,15 @@ from session_broker.bulk import (
     copy_options,
     pieces,
 )
-from session_broker.errors import Advice, BrokerUnavailable, EndReason, Error, ProgrammingError, from_rpc_error
+from session_broker.errors import (
+    Advice,
+    BrokerUnavailable,
+    EndReason,
+    Error,
+    InterfaceError,
+    ProgrammingError,
+    from_rpc_error,
+)
 from session_broker.results import Commit, Engine, Outcome, Result, Row, TransactionState
 from session_broker.values import Column
 from sessionbroker.v1 import bulk_pb2
@@ -174,6 +182,8 @@ class Broker:
         Raises:
             ExpectationFailed: A row count is not as expected; nothing is done.
             CommitUnknown: Nobody could say whether it is committed: repeat it with the same `idempotency_key`.
+            DataError: Nothing is done; or, with `Error.commit`, it is committed, and Python cannot hold a value of its
+                results.
             Error: As for `Session.execute`; nothing is done.
         """
         call = CallOptions(timeout=timeout, max_rows=max_rows, statement_class=statement_class)
@@ -312,6 +322,8 @@ class Session:
             SessionEnded, SessionUnknown: The session is over; nothing ran.
             StatementTimeout: A time limit stopped it.
             BrokerUnavailable: No answer came, in all attempts.
+            DataError: Python cannot hold a value of the result: with `Error.commit` all is committed. Or the request is
+                larger than the 16 MiB that a broker takes.
             CommitUnknown: With `commit`, and nobody could say what became of it.
             InterfaceError: The session is closed, or in use.
             OperationalError: A limit, a deadlock, a server that is away; `Error.advice` says what to repeat.
@@ -448,7 +460,7 @@ class Session:
             Error: With a savepoint, as for `execute`.
         """
         if self._incoming:
-            self._incoming.close()
+            self._incoming._leave()
         self._links.drive(self._core.rollback(savepoint))
 
     def create_savepoint(self, name: str) -> None:
@@ -509,7 +521,7 @@ class Session:
             InterfaceError: Another thread uses it.
         """
         if self._incoming:
-            self._incoming.close()
+            self._incoming._leave()
         self._links.drive(self._core.close())
 
     def abandon(self) -> None:
@@ -524,6 +536,7 @@ class _Incoming(Generic[T]):
         self._incoming = core
         self._call = call
         self._items: Iterator[T] = iter(core.begun())
+        self._reading = False
 
     def __enter__(self) -> Self:
         return self
@@ -550,6 +563,7 @@ class _Incoming(Generic[T]):
         """What has not been read yet.
 
         Raises:
+            InterfaceError: It has failed or was closed before.
             Error: The result is not complete.
         """
         while True:
@@ -558,22 +572,44 @@ class _Incoming(Generic[T]):
                 return
 
     def close(self) -> None:
-        """Ends it. Before its end that stops the statement, and the transaction has failed."""
+        """Ends it. Before its end that stops the statement, and the transaction has failed.
+
+        Where it was to commit, it may have: `Session.commit` tells.
+        """
         self._call.cancel()
         self._incoming.left()
+
+    def _leave(self) -> None:
+        """Ends it for the session.
+
+        Raises:
+            InterfaceError: Another thread reads it.
+        """
+        if self._reading:
+            raise InterfaceError("another thread reads a stream of this session: give each a session of its own")
+        self.close()
 
     def _read(self) -> bool:
         """Reads the next part; false when there is none."""
         if not self._incoming.open:
+            self._incoming.check_complete()
             return False
+        self._reading = True
         try:
             part = self._call.next()
         except Error as error:
             raise self._incoming.failed(error) from None
+        finally:
+            self._reading = False
         if part is None:
             self._incoming.ended()
             return False
-        self._items = iter(self._incoming.feed(part))
+        try:
+            self._items = iter(self._incoming.feed(part))
+        except BaseException:
+            # Rows are missing: nobody is to take what follows for the rest.
+            self.close()
+            raise
         return True
 
 
@@ -598,6 +634,7 @@ class Stream(_Incoming[Row]):
         """The next rows, so many or all that are left.
 
         Raises:
+            InterfaceError: It has failed or was closed before.
             Error: The result is not complete.
         """
         rows = list(itertools.islice(self._items, size))
@@ -860,18 +897,18 @@ class _Links:
         return grpc.insecure_channel(endpoint, options=self._route.options)
 
     def _answers(self, endpoint: str) -> bool:
-        """Whether a server does at the endpoint. Its channel stays open then."""
+        """Whether a server does at the endpoint. Its channel stays open: other sessions may live there."""
         if not self._route.may_call(endpoint):
             return False
         with self._lock:
             channel = self._channel(endpoint)
+        ready = grpc.channel_ready_future(channel)
         try:
-            grpc.channel_ready_future(channel).result(timeout=PROBE_TIMEOUT)
+            ready.result(timeout=PROBE_TIMEOUT)
         except grpc.FutureTimeoutError:
-            with self._lock:
-                self._channels.pop(endpoint, None)
-            channel.close()
             return False
+        finally:
+            ready.cancel()
         return True
 
     def _keep(self, session: SessionCore) -> None:
@@ -913,8 +950,7 @@ class _Keeper:
                     return
                 due = list(self._schedule.due())
                 if not due:
-                    at = self._schedule.next_due
-                    self._wake.wait(None if at is None else max(at - time.monotonic(), 0.0))
+                    self._wake.wait(self._schedule.wait)
             while due:
                 self._renew(due.pop())
 
@@ -927,7 +963,7 @@ class _Keeper:
         def done(answer: Any) -> None:
             kept = reference()
             if kept is not None:
-                kept.renewed(answer)
+                kept.renewed(call, answer)
 
         def detached(cancel: Callable[[], object], error: Error | None) -> None:
             kept = reference()
@@ -939,5 +975,5 @@ class _Keeper:
                 self._links.attach(call, session, detached)
             else:
                 self._links.renew(call, done)
-        except Error as error:
-            session.renewed(error)
+        except Exception as error:
+            session.renewed(call, error)

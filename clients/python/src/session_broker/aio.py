@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import inspect
 import itertools
-import time
+import sys
 import warnings
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -33,10 +33,11 @@ from session_broker._channel import (
     Schedule,
     bearer,
     closed,
+    no_credentials,
     serialize,
     traced,
 )
-from session_broker._protocol import Call, Method, Pause, Shape, Step, Steps
+from session_broker._protocol import CLOSE, Call, Method, Pause, Shape, Step, Steps
 from session_broker._retry import backoff
 from session_broker._session import SessionCore
 from session_broker._statements import CallOptions, StatementLike
@@ -160,6 +161,8 @@ class Broker:
         Raises:
             ExpectationFailed: A row count is not as expected; nothing is done.
             CommitUnknown: Nobody could say whether it is committed: repeat it with the same `idempotency_key`.
+            DataError: Nothing is done; or, with `Error.commit`, it is committed, and Python cannot hold a value of its
+                results.
             Error: As for `Session.execute`; nothing is done.
         """
         call = CallOptions(timeout=timeout, max_rows=max_rows, statement_class=statement_class)
@@ -281,6 +284,8 @@ class Session:
             SessionEnded, SessionUnknown: The session is over; nothing ran.
             StatementTimeout: A time limit stopped it.
             BrokerUnavailable: No answer came, in all attempts.
+            DataError: Python cannot hold a value of the result: with `Error.commit` all is committed. Or the request is
+                larger than the 16 MiB that a broker takes.
             CommitUnknown: With `commit`, and nobody could say what became of it.
             InterfaceError: The session is closed, or in use.
             OperationalError: A limit, a deadlock, a server that is away; `Error.advice` says what to repeat.
@@ -406,7 +411,7 @@ class Session:
             Error: With a savepoint, as for `execute`.
         """
         if self._incoming:
-            await self._incoming.close()
+            await self._incoming._leave()
         await self._links.drive(self._core.rollback(savepoint))
 
     async def create_savepoint(self, name: str) -> None:
@@ -467,7 +472,7 @@ class Session:
             InterfaceError: Another task uses it.
         """
         if self._incoming:
-            await self._incoming.close()
+            await self._incoming._leave()
         await self._links.drive(self._core.close())
 
     def abandon(self) -> None:
@@ -482,6 +487,7 @@ class _Incoming(Generic[T]):
         self._incoming = core
         self._call = call
         self._items: Iterator[T] = iter(core.begun())
+        self._reading = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -508,6 +514,7 @@ class _Incoming(Generic[T]):
         """What has not been read yet.
 
         Raises:
+            InterfaceError: It has failed or was closed before.
             Error: The result is not complete.
         """
         while True:
@@ -517,22 +524,44 @@ class _Incoming(Generic[T]):
                 return
 
     async def close(self) -> None:
-        """Ends it. Before its end that stops the statement, and the transaction has failed."""
+        """Ends it. Before its end that stops the statement, and the transaction has failed.
+
+        Where it was to commit, it may have: `Session.commit` tells.
+        """
         self._call.cancel()
         self._incoming.left()
+
+    async def _leave(self) -> None:
+        """Ends it for the session.
+
+        Raises:
+            InterfaceError: Another task reads it.
+        """
+        if self._reading:
+            raise InterfaceError("another task reads a stream of this session: give each a session of its own")
+        await self.close()
 
     async def _read(self) -> bool:
         """Reads the next part; false when there is none."""
         if not self._incoming.open:
+            self._incoming.check_complete()
             return False
+        self._reading = True
         try:
             part = await self._call.next()
         except Error as error:
             raise self._incoming.failed(error) from None
+        finally:
+            self._reading = False
         if part is None:
             self._incoming.ended()
             return False
-        self._items = iter(self._incoming.feed(part))
+        try:
+            self._items = iter(self._incoming.feed(part))
+        except BaseException:
+            # Rows are missing: nobody is to take what follows for the rest.
+            await self.close()
+            raise
         return True
 
 
@@ -557,6 +586,7 @@ class Stream(_Incoming[Row]):
         """The next rows, so many or all that are left.
 
         Raises:
+            InterfaceError: It has failed or was closed before.
             Error: The result is not complete.
         """
         rows = list(itertools.islice(self._items, size))
@@ -630,9 +660,11 @@ class _Pump:
 class _Streaming:
     """A call of which messages come, with its span."""
 
-    def __init__(self, call: Any, span: Span | None) -> None:
+    def __init__(self, call: Any, span: Span | None, links: _Links) -> None:
         self._call = call
         self._span = span
+        self._links = links
+        self._interrupted = False
 
     async def first(self) -> Any:
         """The first message.
@@ -651,8 +683,15 @@ class _Streaming:
         Raises:
             Error: The call failed.
         """
+        if self._interrupted:
+            raise BrokerUnavailable("a read of the stream was cancelled, which ended it: the result is not complete")
         try:
             message = await self._call.read()
+        except asyncio.CancelledError as error:
+            self._interrupted = True
+            self._end(error)
+            self._links.check_open(error)
+            raise
         except grpc.RpcError as error:
             failure = from_rpc_error(error)
             self._end(failure)
@@ -667,7 +706,7 @@ class _Streaming:
         self._call.cancel()
         self._end(None)
 
-    def _end(self, error: Error | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         if self._span:
             self._span.end(error)
             self._span = None
@@ -684,6 +723,7 @@ class _Links:
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._calls: dict[tuple[str, Method[Any]], Callable[..., Any]] = {}
         self._keeper: _Keeper | None = None
+        self._lasting: set[asyncio.Future[Any]] = set()
 
     async def drive(self, steps: Steps[T]) -> T:
         """Takes the steps."""
@@ -717,7 +757,15 @@ class _Links:
             self._loop.call_soon_threadsafe(self._keeper.stop)
 
     async def close(self) -> None:
-        """Ends everything."""
+        """Ends everything, when what has to come to its end has."""
+        if self._loop is asyncio.get_running_loop():
+            await self._to_its_end(self._close(list(self._lasting)))
+        else:
+            await self._close([])
+
+    async def _close(self, lasting: list[asyncio.Future[Any]]) -> None:
+        if lasting:
+            await asyncio.wait(lasting)
         self.stop()
         channels, self._channels = list(self._channels.values()), {}
         self._calls.clear()
@@ -726,10 +774,31 @@ class _Links:
 
     async def _take(self, step: Step) -> Any:
         if isinstance(step, Call):
-            return await self.make(step)
+            made = self.make(step)
+            return await (self._to_its_end(made) if step.method is CLOSE else made)
         if isinstance(step, Pause):
             return await asyncio.sleep(step.seconds)
         return await self._answers(step.endpoint)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Awaits what goes on when its task is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._lasting.add(task)
+        task.add_done_callback(self._lasting.discard)
+        return await asyncio.shield(task)
+
+    def check_open(self, cancelled: asyncio.CancelledError) -> None:
+        """Tells a call that ended with its connection from one whose task is cancelled.
+
+        Raises:
+            InterfaceError: The connection was closed while the call was under way.
+        """
+        task = asyncio.current_task()
+        # Before Python 3.11 a task cannot say so.
+        if self._closed and not (task and sys.version_info >= (3, 11) and task.cancelling()):
+            error = closed()
+            error.code = grpc.StatusCode.CANCELLED
+            raise error from cancelled
 
     async def make(self, call: Call) -> Any:
         """Makes a call."""
@@ -738,7 +807,7 @@ class _Links:
         made = self._callable(call.endpoint, call.method)
         sent = made(call.request, timeout=call.timeout, metadata=metadata)
         if call.method.shape is Shape.ANSWERS:
-            streaming = _Streaming(sent, span)
+            streaming = _Streaming(sent, span, self)
             return streaming, await streaming.first()
         try:
             answer = await sent
@@ -750,6 +819,8 @@ class _Links:
         except BaseException as error:
             if span:
                 span.end(error)
+            if isinstance(error, asyncio.CancelledError):
+                self.check_open(error)
             raise
         if span:
             span.end()
@@ -762,7 +833,12 @@ class _Links:
 
     async def _metadata(self) -> Metadata:
         token = self._route.credential()
-        return bearer(await token if inspect.isawaitable(token) else token)
+        if inspect.isawaitable(token):
+            try:
+                token = await token
+            except Exception as error:
+                raise no_credentials(error) from error
+        return bearer(token)
 
     def _callable(self, endpoint: str, method: Method[Any]) -> Callable[..., Any]:
         found = self._calls.get((endpoint, method))
@@ -795,15 +871,13 @@ class _Links:
         return grpc.aio.insecure_channel(endpoint, options=self._route.options)
 
     async def _answers(self, endpoint: str) -> bool:
-        """Whether a server does at the endpoint. Its channel stays open then."""
+        """Whether a server does at the endpoint. Its channel stays open: other sessions may live there."""
         if not self._route.may_call(endpoint):
             return False
         channel = self._channel(endpoint)
         try:
             await asyncio.wait_for(channel.channel_ready(), PROBE_TIMEOUT)
         except asyncio.TimeoutError:
-            self._channels.pop(endpoint, None)
-            await channel.close()
             return False
         return True
 
@@ -839,13 +913,18 @@ class _Keeper:
                     self._renewals.add(renewal)
                     renewal.add_done_callback(self._renewals.discard)
                 del session
-            at = self._schedule.next_due
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), None if at is None else max(at - time.monotonic(), 0.0))
+                await asyncio.wait_for(self._wake.wait(), self._schedule.wait)
 
     async def _attach(self, call: Call, reference: weakref.ref[SessionCore]) -> None:
         """Opens an Attach, of which only the end is waited for."""
-        opened = await self._links.open(call)
+        try:
+            opened = await self._links.open(call)
+        except Exception as failure:
+            session = reference()
+            if session is not None:
+                session.renewed(call, failure)
+            return
         cancel, error = opened.cancel, None
         session = reference()
         if session is None:
@@ -866,8 +945,8 @@ class _Keeper:
         answer: Any
         try:
             answer = await self._links.make(call)
-        except Error as error:
+        except Exception as error:
             answer = error
         session = reference()
         if session is not None:
-            session.renewed(answer)
+            session.renewed(call, answer)

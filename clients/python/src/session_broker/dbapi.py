@@ -230,8 +230,8 @@ class Connection:
         """A cursor.
 
         While one with `stream` reads, another statement on the connection first takes what is left of its rows into
-        memory. Closed before its end, or left open at commit, its statement is stopped and undone, unless it may write:
-        then it runs to its end.
+        memory. Closed before its end, or left open at commit, its statement is stopped and undone, unless all its rows
+        were read. One that writes, locks rows or calls a function, as far as its words tell, runs to its end instead.
 
         Raises:
             InterfaceError: The connection is closed.
@@ -653,9 +653,7 @@ class _Rows:
 
 
 # The words of statements that write, or lock rows.
-_WRITES = re.compile(
-    r"\b(?:INSERT|UPDATE|DELETE|MERGE|CALL|DO|CREATE|EXECUTE|FOR\s+(?:KEY\s+)?SHARE)\b", re.IGNORECASE
-)
+_WRITES = re.compile(r"\b(?:INSERT|UPDATE|DELETE|MERGE|CALL|DO|CREATE|EXECUTE|FOR\s+(?:KEY\s+)?SHARE)\b", re.IGNORECASE)
 # What stands before a parenthesis: a function's name, with its schema and quotes, or a word of SQL.
 _CALLED = re.compile(r"""(?<![\w."])([\w."]+)\s*\(""")
 # Words of SQL, types, and functions that leave nothing behind. Every other function may write.
@@ -677,7 +675,7 @@ _HARMLESS = frozenset(
     regexp_split_to_array regexp_split_to_table repeat replace reverse round row row_number row_to_json rpad rtrim sign
     split_part sqrt starts_with stddev string_agg string_to_array strpos substr substring sum to_char to_date to_json
     to_jsonb to_number to_timestamp to_tsquery to_tsvector translate trim trunc unnest upper variance width_bucket
-    """.split()
+    """.split()  # noqa: SIM905
 )
 _SAVEPOINTS = itertools.count(1)
 
@@ -718,7 +716,9 @@ class _Streamed(_Rows):
             self._read(_ROWS if size is None else size - len(self._rows))
         rows = super().fetch(size)
         if not self._is_open and self.count is None and (size is None or len(rows) < size):
-            raise ProgrammingError("the statement did not run to its end, and the other rows are gone: execute it again")
+            raise ProgrammingError(
+                "the statement did not run to its end, and the other rows are gone: execute it again"
+            )
         return rows
 
     def keep(self) -> None:
@@ -739,8 +739,8 @@ class _Streamed(_Rows):
         try:
             self._read(1)
         except Error as error:
-            # A failure of PostgreSQL's after the rows that were wanted is undone as well.
-            if error.sqlstate is None:
+            # What PostgreSQL or Python cannot do with a row that nobody wants is undone as well.
+            if error.sqlstate is None and not isinstance(error, DataError):
                 raise
         else:
             if not self._is_open:

@@ -260,6 +260,16 @@ _BY_CODE: dict[grpc.StatusCode, type[Error]] = {
     grpc.StatusCode.UNIMPLEMENTED: NotSupportedError,
 }
 
+# With these gRPC says that no answer came, or none that it could take.
+_UNANSWERED = (
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+)
+
 # How gRPC begins what it says of a call that never left: it had no connection to send it on.
 _UNSENT = ("failed to connect to all addresses", "DNS resolution failed")
 
@@ -305,6 +315,8 @@ def from_rpc_error(error: grpc.RpcError) -> Error:
         kind = _BY_CODE.get(status.code(), OperationalError)
         if kind is BrokerUnavailable and message.startswith(_UNSENT):
             found["advice"] = Advice.CALL
+        elif status.code() not in _UNANSWERED:
+            found["advice"] = Advice.NOTHING
         return _made(kind, _PREFIXES.get(kind, "") + message, code=status.code(), **found)
     if info.reason == "DATABASE_ERROR":
         kind = class_of_sqlstate(found.get("sqlstate", ""))
@@ -318,6 +330,13 @@ def from_rpc_error(error: grpc.RpcError) -> Error:
     remedy = _REMEDIES.get(found.get("advice", Advice.UNSPECIFIED))
     message = f"{message} [{info.reason}: {remedy}]" if remedy else f"{message} [{info.reason}]"
     return _made(kind, message, code=status.code(), reason=info.reason, **found)
+
+
+def is_lost(error: Error) -> bool:
+    """Whether the call may have reached the broker, and its answer did not come."""
+    if error.reason or error.advice is Advice.CALL:
+        return False
+    return error.code in _UNANSWERED if error.code else isinstance(error, BrokerUnavailable)
 
 
 def _status_details(status: _Status) -> Iterable[Any]:

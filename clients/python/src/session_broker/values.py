@@ -242,7 +242,9 @@ def _json_text(value: object) -> str:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
         # These messages name types, and no values.
-        raise ProgrammingError(f"JSON cannot hold it: {error}; give dict, list, str, int, float, bool and None") from None
+        raise ProgrammingError(
+            f"JSON cannot hold it: {error}; give dict, list, str, int, float, bool and None"
+        ) from None
 
 
 _INT_TYPES = ("int2", "int4", "int8", "numeric")
