@@ -80,6 +80,7 @@ pub mod operations;
 pub mod grpc;
 
 pub mod config;
+mod https;
 pub mod names;
 mod pem;
 mod random;

@@ -9,15 +9,10 @@ use crate::support::Database;
 
 /// A Python with grpcio and the generated stubs, made once in the build's directory.
 static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-caller");
+    const REQUIREMENTS: &str = "tests/python/requirements.txt";
+
+    let home = environment("python-caller", REQUIREMENTS, &["--requirement", REQUIREMENTS]);
     let python = home.join("bin/python");
-    let requirements = Path::new("tests/python/requirements.txt");
-    let installed = home.join("requirements.txt");
-    if std::fs::read(&installed).ok() != std::fs::read(requirements).ok() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--requirement"]).arg(requirements));
-        std::fs::copy(requirements, &installed).unwrap();
-    }
     let stubs = home.join("stubs");
     std::fs::create_dir_all(&stubs).unwrap();
     let protos = ["admin", "bulk", "connect", "error", "notification", "run", "session", "transaction", "value"]
@@ -29,6 +24,19 @@ static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
         .args(protos));
     home
 });
+
+/// A virtual environment of that name in the build's directory, with what pip installs by these arguments: made when it is
+/// not there, and anew when the file that says what is needed has changed.
+pub(crate) fn environment(name: &str, needs: &str, install: &[&str]) -> PathBuf {
+    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let installed = home.join(Path::new(needs).file_name().unwrap());
+    if std::fs::read(&installed).ok() != std::fs::read(needs).ok() {
+        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
+        run(Command::new(home.join("bin/python")).args(["-m", "pip", "install", "--quiet"]).args(install));
+        std::fs::copy(needs, &installed).unwrap();
+    }
+    home
+}
 
 pub(crate) fn run(command: &mut Command) {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));

@@ -1,26 +1,17 @@
 //! The Python client, by its own tests against this broker, and by SQLAlchemy's, which nobody here wrote.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::LazyLock;
 
-use crate::python::run;
+use crate::python::environment;
 
 const CLIENT: &str = "clients/python";
 
 /// A Python with the client and all that its tests need, made once in the build's directory.
 static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
-    let home = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-client");
-    let python = home.join("bin/python");
-    let (needed, installed) = (Path::new(CLIENT).join("pyproject.toml"), home.join("pyproject.toml"));
-    if std::fs::read(&installed).ok() != std::fs::read(&needed).ok() {
-        run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&home));
-        run(Command::new(&python)
-            .args(["-m", "pip", "install", "--quiet", "--editable"])
-            .arg(format!("{CLIENT}[test]")));
-        std::fs::copy(&needed, &installed).unwrap();
-    }
-    python
+    let (needs, client) = (format!("{CLIENT}/pyproject.toml"), format!("{CLIENT}[test]"));
+    environment("python-client", &needs, &["--editable", &client]).join("bin/python")
 });
 
 /// Has Python do something in the client's directory; what it says is told when it fails.

@@ -21,7 +21,7 @@ use tracing::field::display;
 use tracing::info;
 
 use super::Broker;
-use super::engine::{Blocker, CheckoutError, EngineInfo};
+use super::engine::{Blocker, CheckoutError, Engine, EngineInfo};
 use super::error::{EndReason, Error};
 use super::principal::Principal;
 use super::session::{BackendInfo, Glance, Session, TransactionState};
@@ -263,15 +263,10 @@ impl Operator<'_> {
         known.sort_unstable_by_key(|session| session.id());
         let (seen, next) = look(&known, filter, page).await;
         self.count = Some(seen.len());
-        let (mut blockers, blockers_complete) = ask_blockers(&seen).await;
-        let backends = if blockers.is_empty() { HashMap::new() } else { backends(&known).await };
+        let (mut blocked, blockers_complete) = ask_blocking(&seen, || known).await;
         let sessions = seen.into_iter().map(|Seen { session, glance }| {
-            let host = glance.backend.as_ref().map(|backend| backend.host.clone()).unwrap_or_default();
-            let blocking = blockers.remove(&session.id()).unwrap_or_default().into_iter().map(|backend| {
-                let session = backends.get(&(host.clone(), backend.pid)).copied();
-                Blocking { backend, session }
-            });
-            SessionOverview::new(&session, glance, blocking.collect())
+            let blocking = blocked.remove(&session.id()).unwrap_or_default();
+            SessionOverview::new(&session, glance, blocking)
         });
         SessionPage { sessions: sessions.collect(), next, blockers_complete }
     }
@@ -311,10 +306,10 @@ impl Operator<'_> {
         let Broker { engines, default_engine, .. } = self.broker;
         self.count = Some(engines.len());
         let offers = self.broker.offers();
-        let probed = join_all(engines.values().map(|engine| timeout(PROBE, engine.probe()))).await;
-        let overviews = engines.iter().zip(probed).map(|((name, engine), probed)| EngineOverview {
+        let probed = probe(engines).await;
+        let overviews = engines.iter().zip(probed).map(|((name, engine), unreachable)| EngineOverview {
             info: engine.info(),
-            unreachable: unreachable_cause(probed),
+            unreachable,
             is_default: name == default_engine,
             profiles: offers.profiles_of(name),
         });
@@ -441,6 +436,29 @@ async fn give_way(index: usize) {
     }
 }
 
+/// Asks who stands in the way of the statements that run, and which of the sessions that are known they work for: by the
+/// session in whose way somebody stands, and whether all could be asked about.
+async fn ask_blocking(
+    seen: &[Seen],
+    known: impl FnOnce() -> Vec<Arc<Session>>,
+) -> (HashMap<SessionId, Vec<Blocking>>, bool) {
+    let (mut blockers, complete) = ask_blockers(seen).await;
+    if blockers.is_empty() {
+        return (HashMap::new(), complete);
+    }
+    let backends = backends(&known()).await;
+    let blocked = seen.iter().filter_map(|Seen { session, glance }| {
+        let told = blockers.remove(&session.id())?;
+        let host = glance.backend.as_ref().map(|backend| backend.host.clone()).unwrap_or_default();
+        let blocking = told.into_iter().map(|backend| {
+            let session = backends.get(&(host.clone(), backend.pid)).copied();
+            Blocking { backend, session }
+        });
+        Some((session.id(), blocking.collect()))
+    });
+    (blocked.collect(), complete)
+}
+
 /// Asks who stands in the way of the statements that run, the oldest first: in whose way somebody stands, and whether
 /// all could be asked about. Servers are asked side by side, each one thing after the other.
 async fn ask_blockers(seen: &[Seen]) -> (HashMap<SessionId, Vec<Blocker>>, bool) {
@@ -472,6 +490,12 @@ async fn ask(running: Vec<Running<'_>>, until: Instant) -> (Vec<(SessionId, Vec<
         told.push((session.id(), blockers));
     }
     (told, true)
+}
+
+/// Asks each engine whether its PostgreSQL answers: why not, in the engines' order.
+async fn probe(engines: &BTreeMap<String, Arc<dyn Engine>>) -> impl Iterator<Item = Option<String>> + use<> {
+    let probed = join_all(engines.values().map(|engine| timeout(PROBE, engine.probe()))).await;
+    probed.into_iter().map(unreachable_cause)
 }
 
 fn unreachable_cause(probed: Result<Result<(), CheckoutError>, Elapsed>) -> Option<String> {

@@ -73,7 +73,7 @@ impl Record {
         self.session.observer().observe(event);
     }
 
-    /// It has a connection, or none: `waited` since it began.
+    /// It has its connection, and begins.
     pub(super) fn connected(&mut self) {
         let waited = self.began.elapsed();
         self.tell(Event::ConnectionTaken { engine: self.session.engine().name(), waited });

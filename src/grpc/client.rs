@@ -12,12 +12,12 @@ use prost::Message;
 use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 use tonic_types::{StatusExt, pb as rpc};
 
-use super::{convert, pb};
+use super::{convert, method, pb};
 use crate::acceptor::Address;
 use crate::secret::Secret;
 use pb::admin_service_client::AdminServiceClient;
@@ -232,7 +232,7 @@ impl Error for CallError {}
 
 impl From<Status> for CallError {
     fn from(status: Status) -> Self {
-        let code = name(status.code());
+        let code = method::name(status.code());
         let pg_error = detail::<pb::PgError>(&status, "sessionbroker.v1.PgError").map(Box::new);
         match status.get_details_error_info() {
             Some(info) => Self { code, reason: info.reason, message: status.message().to_owned(), pg_error },
@@ -310,28 +310,6 @@ fn detail<M: Message + Default>(status: &Status, name: &str) -> Option<M> {
     let details = rpc::Status::decode(status.details()).ok()?.details;
     let found = details.into_iter().find(|any| any.type_url.rsplit('/').next() == Some(name))?;
     M::decode(found.value.as_slice()).ok()
-}
-
-fn name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
-    }
 }
 
 #[cfg(test)]

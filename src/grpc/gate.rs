@@ -13,7 +13,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, Request, Response};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -34,7 +33,7 @@ use crate::broker::error::{Error, Exhausted};
 use crate::broker::observer::{Event, Observer};
 use crate::broker::principal::Principal;
 use crate::broker::{Admitted, Broker};
-use crate::identity::CurrentAuthenticator;
+use crate::identity::{CurrentAuthenticator, authorization};
 use crate::names::attribute;
 use crate::seldom::Seldom;
 
@@ -138,13 +137,9 @@ impl Gate {
 
     async fn authenticate(&self, peer: Option<&Peer>, headers: &HeaderMap) -> Result<Principal, Error> {
         let certificate = peer.and_then(Peer::certificate);
-        let mut credentials = headers.get_all(AUTHORIZATION).iter();
-        let authorization = credentials.next().map(http::HeaderValue::as_bytes);
-        if credentials.next().is_some() {
-            return Err(Error::Unauthenticated("there is more than one authorization header: send one".into()));
-        }
         let authenticator = self.authenticator.get();
-        authenticator.authenticate(certificate, authorization).await.map_err(|why| {
+        let authenticated = async { authenticator.authenticate(certificate, authorization(headers)?).await };
+        authenticated.await.map_err(|why| {
             // Nothing is wrong then with what the caller shows.
             let error = if why.is_temporary() { Error::IdentityUnavailable } else { Error::Unauthenticated };
             error(why.to_string())

@@ -18,20 +18,17 @@ use jsonwebtoken::jwk::{
     AlgorithmParameters, CommonParameters, EllipticCurve, EllipticCurveKeyParameters, Jwk, KeyAlgorithm, KeyOperations,
     OctetKeyPairParameters, PublicKeyUse, RSAKeyParameters,
 };
-use rustls::crypto::ring;
-use rustls::pki_types::CertificateDer;
 use serde_json::Value;
 use tokio::sync::{Notify, watch};
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::{error, info, warn};
-use ureq::Agent;
 use ureq::http::Uri;
-use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::tls::Certificate;
 
 use super::{Algorithm, Unauthenticated, sha256};
-use crate::pem;
+use crate::https;
 
 /// Within which the issuer must have answered, to the last byte. Who waits for its keys waits as long.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
@@ -367,19 +364,8 @@ fn read(path: &Path, last: Option<Stamp>) -> io::Result<Look> {
 fn fetch(url: &KeyUrl, authority: Option<&Path>) -> Result<Vec<u8>, String> {
     // In plain text, on this machine, there is nobody to verify.
     let roots = if url.is_encrypted() { roots(authority)? } else { Vec::new() };
-    let tls = TlsConfig::builder()
-        .root_certs(RootCerts::new_with_certs(&roots))
-        .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
-        .build();
-    let agent: Agent = Agent::config_builder()
-        .tls_config(tls)
-        .timeout_global(Some(FETCH_TIMEOUT))
-        // Whoever may redirect us, or stands between us and the issuer, could give us keys of their own.
-        .max_redirects(0)
-        .proxy(None)
-        .http_status_as_error(false)
-        .build()
-        .new_agent();
+    // Whoever redirected us, or stood between us and the issuer, could give us keys of their own.
+    let agent = https::agent(&roots, None, FETCH_TIMEOUT);
     let mut response = agent.get(url.as_str()).call().map_err(|error| error.to_string())?;
     let status = response.status().as_u16();
     if status != 200 {
@@ -390,14 +376,11 @@ fn fetch(url: &KeyUrl, authority: Option<&Path>) -> Result<Vec<u8>, String> {
 
 /// The root certificates to verify the issuer's host with, read anew, so that they can be changed without a restart.
 fn roots(authority: Option<&Path>) -> Result<Vec<Certificate<'static>>, String> {
-    let certificates = match authority {
-        None => rustls_native_certs::load_native_certs().certs,
-        Some(path) => pem::all::<CertificateDer<'static>>(path, "certificate")?,
-    };
-    match certificates.as_slice() {
-        [] => Err("there are no root certificates to verify the issuer's host with: name a file of them".into()),
-        certificates => Ok(certificates.iter().map(|der| Certificate::from_der(der.as_ref()).to_owned()).collect()),
+    let roots = authority.map_or_else(|| Ok(https::system_roots()), https::certificates)?;
+    if roots.is_empty() {
+        return Err("there are no root certificates to verify the issuer's host with: name a file of them".into());
     }
+    Ok(roots)
 }
 
 /// The issuer's keys at one time.

@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderValue};
 use ring::digest;
 use rustls::pki_types::CertificateDer;
 
@@ -59,6 +61,9 @@ pub enum Unauthenticated {
     /// Nothing was shown, and the anonymous principal is not let in.
     #[error("credentials are missing: send authorization: Bearer TOKEN, or connect with a client certificate")]
     Missing,
+    /// There are several headers, of which any may be meant.
+    #[error("there is more than one authorization header: send one")]
+    Repeated,
     /// The header is no bearer credential, or what it holds is no token.
     #[error("credentials are malformed: send authorization: Bearer TOKEN, with a token of at most 8 KiB")]
     Malformed,
@@ -106,6 +111,7 @@ impl Unauthenticated {
         match self {
             Self::KeysUnavailable => true,
             Self::Missing
+            | Self::Repeated
             | Self::Malformed
             | Self::UnknownToken
             | Self::Expired
@@ -203,6 +209,16 @@ impl fmt::Debug for Authenticator {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator").finish_non_exhaustive()
     }
+}
+
+/// What a request shows by its header, if it has one.
+///
+/// # Errors
+/// [`Unauthenticated::Repeated`] when it has several.
+pub fn authorization(headers: &HeaderMap) -> Result<Option<&[u8]>, Unauthenticated> {
+    let mut credentials = headers.get_all(AUTHORIZATION).iter();
+    let authorization = credentials.next().map(HeaderValue::as_bytes);
+    if credentials.next().is_some() { Err(Unauthenticated::Repeated) } else { Ok(authorization) }
 }
 
 /// The token of a bearer credential. Another scheme's is refused: who sends a credential wants to be judged by it.

@@ -9,10 +9,10 @@
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 
-use http::header::{AUTHORIZATION, HOST, ORIGIN};
+use http::StatusCode;
+use http::header::{HOST, ORIGIN};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 use tracing::field::display;
 use tracing::info;
@@ -21,6 +21,7 @@ use super::{Problem, Site};
 use crate::acceptor::Peer;
 use crate::broker::admin::{AUDIT, AdminCall, Operator};
 use crate::broker::principal::Principal;
+use crate::identity::authorization;
 
 /// By which a browser tells which page sends a request: this site's or another's (W3C, Fetch Metadata).
 const SEC_FETCH_SITE: &str = "sec-fetch-site";
@@ -48,20 +49,15 @@ impl Site {
 
     /// Who asks. Client certificates are for the port of calls.
     async fn principal(&self, parts: &Parts) -> Result<Principal, Stranger> {
-        let unauthenticated =
-            |error: String| Stranger { reason: "UNAUTHENTICATED", status: StatusCode::UNAUTHORIZED, error };
-        let mut credentials = parts.headers.get_all(AUTHORIZATION).iter();
-        let authorization = credentials.next().map(HeaderValue::as_bytes);
-        if credentials.next().is_some() {
-            return Err(unauthenticated("there is more than one authorization header: send one".to_owned()));
-        }
         let authenticator = self.authenticator.get();
-        authenticator.authenticate(None, authorization).await.map_err(|why| {
-            if why.is_temporary() {
-                let (reason, status) = ("IDENTITY_UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE);
-                return Stranger { reason, status, error: why.to_string() };
-            }
-            unauthenticated(why.to_string())
+        let authenticated = async { authenticator.authenticate(None, authorization(&parts.headers)?).await };
+        authenticated.await.map_err(|why| {
+            let (reason, status) = if why.is_temporary() {
+                ("IDENTITY_UNAVAILABLE", StatusCode::SERVICE_UNAVAILABLE)
+            } else {
+                ("UNAUTHENTICATED", StatusCode::UNAUTHORIZED)
+            };
+            Stranger { reason, status, error: why.to_string() }
         })
     }
 

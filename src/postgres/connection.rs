@@ -82,12 +82,9 @@ pub(super) struct PooledConnection {
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
         let Backend { client, wire, address, tls, .. } = checked_out.backend();
-        if checked_out.backend().outdated_by(pool.schema_version()) {
-            checked_out.backend().statements.lock().unwrap_or_else(PoisonError::into_inner).clear();
-        }
         let canceller =
             Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone(), wire.clone()));
-        Self {
+        let connection = Self {
             checked_out,
             pool,
             canceller,
@@ -97,7 +94,11 @@ impl PooledConnection {
             may_change_tables: AtomicBool::new(false),
             spent: AtomicBool::new(false),
             place: None,
+        };
+        if connection.backend().outdated_by(connection.pool.schema_version()) {
+            connection.statements().clear();
         }
+        connection
     }
 
     pub(super) fn backend(&self) -> &Backend {

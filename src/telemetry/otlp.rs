@@ -5,7 +5,6 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,13 +13,12 @@ use opentelemetry_otlp::tonic_types::transport::{Certificate, ClientTlsConfig, I
 use opentelemetry_otlp::{
     ExporterBuildError, LogExporter, MetricExporter, SpanExporter, WithHttpConfig, WithTonicConfig,
 };
-use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use ureq::Agent;
-use ureq::tls::{self, ClientCert, PrivateKey, RootCerts, TlsConfig};
+use ureq::tls::{ClientCert, PrivateKey};
 
 use super::delivery::Signal;
-use crate::pem;
+use crate::{https, pem};
 
 /// How long a collector may take, unless a variable says otherwise.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -216,34 +214,15 @@ impl Route {
     }
 
     fn http(&self) -> Result<Http, OtlpError> {
-        let certificates = |path: &Path| {
-            let certificates = pem::all::<CertificateDer<'static>>(path, "certificate")?;
-            Ok(certificates.iter().map(|der| tls::Certificate::from_der(der.as_ref()).to_owned()).collect::<Vec<_>>())
-        };
         let key = |path: &Path| {
             pem::one::<PrivateKeyDer<'static>>(path, "private key")?;
             let pem = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
             PrivateKey::from_pem(&pem).map_err(|_| format!("{}: holds no private key", path.display()))
         };
-        let roots = self.file("CERTIFICATE", certificates)?.unwrap_or_else(|| {
-            let system = rustls_native_certs::load_native_certs().certs;
-            system.iter().map(|der| tls::Certificate::from_der(der.as_ref()).to_owned()).collect()
-        });
-        let own = self.identity(certificates, key)?;
-        let tls = TlsConfig::builder()
-            .root_certs(RootCerts::new_with_certs(&roots))
-            .client_cert(own.map(|(chain, key)| ClientCert::new_with_certs(&chain, key)))
-            .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
-            .build();
-        let agent = Agent::config_builder()
-            .tls_config(tls)
-            .timeout_global(Some(self.timeout))
-            .max_redirects(0)
-            .proxy(None)
-            .http_status_as_error(false)
-            .build()
-            .new_agent();
-        Ok(Http(agent))
+        let roots = self.file("CERTIFICATE", https::certificates)?.unwrap_or_else(https::system_roots);
+        let client = self.identity(https::certificates, key)?;
+        let client = client.map(|(chain, key)| ClientCert::new_with_certs(&chain, key));
+        Ok(Http(https::agent(&roots, client, self.timeout)))
     }
 }
 

@@ -10,13 +10,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use tokio::sync::watch;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::error;
 
-use super::{Blocking, Operator, PROBE, Seen, ask_blockers, backends, give_way, unreachable_cause};
+use super::{Blocking, Operator, Seen, ask_blocking, give_way, probe};
 use crate::broker::Shared;
 use crate::broker::engine::{Engine, EngineInfo};
 use crate::broker::error::EndReason;
@@ -338,27 +337,13 @@ impl Scope {
 
     /// Asks who stands in the way of those whose statement runs.
     async fn ask(&self, seen: &[Seen]) -> Blocked {
-        let (mut blockers, complete) = ask_blockers(seen).await;
-        if blockers.is_empty() {
-            return Blocked { by: HashMap::new(), complete };
-        }
-        let backends = backends(&self.shared.registry.sessions()).await;
-        let blocked = seen.iter().filter_map(|Seen { session, glance }| {
-            let told = blockers.remove(&session.id())?;
-            let host = glance.backend.as_ref().map(|backend| backend.host.clone()).unwrap_or_default();
-            let blocking = told.into_iter().map(|backend| {
-                let session = backends.get(&(host.clone(), backend.pid)).copied();
-                Blocking { backend, session }
-            });
-            Some((session.id(), blocking.collect()))
-        });
-        Blocked { by: blocked.collect(), complete }
+        let (blocked, complete) = ask_blocking(seen, || self.shared.registry.sessions()).await;
+        Blocked { by: blocked.into_iter().map(|(id, blocking)| (id, blocking.into())).collect(), complete }
     }
 
     /// Asks each engine whether its PostgreSQL answers.
     async fn probe(&self) -> BTreeMap<String, Reach> {
-        let probed = join_all(self.engines.values().map(|engine| timeout(PROBE, engine.probe()))).await;
-        let reach = probed.into_iter().map(|probed| unreachable_cause(probed).map_or(Reach::Answers, Reach::Silent));
+        let reach = probe(&self.engines).await.map(|unreachable| unreachable.map_or(Reach::Answers, Reach::Silent));
         self.engines.keys().cloned().zip(reach).collect()
     }
 
