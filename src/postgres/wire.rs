@@ -267,6 +267,14 @@ impl Wire {
         self.row_bytes_max.store(row_bytes_max, Ordering::SeqCst);
     }
 
+    /// Waits for what runs to end, and takes out all rows until then: those that nobody wants cost next to nothing, however
+    /// many are on their way.
+    pub(super) async fn without_rows(&self, ending: impl Future<Output = ()>) {
+        let row_bytes_max = self.row_bytes_max.swap(0, Ordering::SeqCst);
+        ending.await;
+        self.take_out_rows(row_bytes_max);
+    }
+
     /// Whether a row was taken out of the result whose tag is the next.
     pub(super) fn has_taken_rows_out(&self) -> bool {
         let seen = self.lock();
@@ -807,6 +815,14 @@ mod tests {
         wire.received(b'E', b"SFEHLER\0VERROR\0C57014\0Mstopped\0");
         wire.received(b'E', b"SERROR\0VERROR\0C25P02\0MC57014\0");
         assert_eq!(wire.cancelled(), 1);
+    }
+
+    #[tokio::test]
+    async fn rows_that_nobody_wants_do_not_get_through() {
+        let wire = Wire::new();
+        let (row, tag) = (message(b'D', b"row"), message(b'C', b"SELECT 1\0"));
+        wire.without_rows(async { assert_eq!(read(&wire, &[&row, &tag]), tag) }).await;
+        assert_eq!(read(&wire, &[&row, &tag]), [row, tag].concat());
     }
 
     #[tokio::test]

@@ -157,7 +157,7 @@ impl PooledConnection {
                 && sink.put(Part::Data(data.split().freeze())).await == Err(Closed)
             {
                 // Somebody is stopping it. What it still sends would block everything behind it.
-                while let Some(Ok(_)) = stream.next().await {}
+                wire.without_rows(async { while let Some(Ok(_)) = stream.next().await {} }).await;
                 return Err(self.break_off().await);
             }
             if is_last {

@@ -322,7 +322,7 @@ impl PooledConnection {
         let wire = &self.backend().wire;
         let mut rows = Unsent::default();
         let mut returned = 0;
-        put(sink, Part::Columns(columns.to_vec()), stream).await?;
+        put(sink, Part::Columns(columns.to_vec()), stream, wire).await?;
         loop {
             let next = match stream.next().now_or_never() {
                 Some(next) => Some(next),
@@ -350,7 +350,7 @@ impl PooledConnection {
             if rows.count > 0 || is_late {
                 let rows = rows.take();
                 returned += rows.count;
-                put(sink, Part::Rows(rows, budget.notices(wire)), stream).await?;
+                put(sink, Part::Rows(rows, budget.notices(wire)), stream, wire).await?;
             }
             if is_last {
                 return Ok(returned);
@@ -396,7 +396,7 @@ impl PooledConnection {
                     Err(_) => Err(Lost(format!("a cancel request was not dealt with within {CANCEL_WAIT:?}"))),
                 }
             };
-            if let Err(lost) = try_join!(cancelling, unread.map(Ok)) {
+            if let Err(lost) = try_join!(cancelling, wire.without_rows(unread).map(Ok)) {
                 return StatementError::Lost(lost);
             }
         }
@@ -413,10 +413,10 @@ impl PooledConnection {
 }
 
 /// Puts a part of a result where it is taken from.
-async fn put(sink: &Sink, part: Part, stream: &mut Pin<Box<RowStream>>) -> Result<(), NotPassed> {
+async fn put(sink: &Sink, part: Part, stream: &mut Pin<Box<RowStream>>, wire: &Wire) -> Result<(), NotPassed> {
     if sink.put(part).await == Err(Closed) {
         // Somebody is stopping the statement. What it still sends would block everything behind it.
-        while let Some(Ok(_)) = stream.next().await {}
+        wire.without_rows(async { while let Some(Ok(_)) = stream.next().await {} }).await;
         return Err(NotPassed::Closed);
     }
     Ok(())
