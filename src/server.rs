@@ -26,6 +26,7 @@ use crate::grpc::transport::{self, Readiness};
 use crate::identity::{Authenticator, CurrentAuthenticator};
 use crate::operations::Operations;
 use crate::postgres::engine::PostgresEngine;
+use crate::postgres::options::ConnectOptions;
 use crate::random::random;
 use crate::telemetry::Telemetry;
 
@@ -156,6 +157,7 @@ impl Server {
             .into_iter()
             .map(|(name, engine)| {
                 let EngineConfig { connect, pool, overridable, idempotency_table } = engine;
+                let connect = ConnectOptions { nets: profiles.usual_nets(), ..connect };
                 let table = idempotency_table.as_ref();
                 let made = PostgresEngine::new(name.clone(), connect, pool, overridable, table);
                 (name, Arc::new(made) as Arc<dyn Engine>)

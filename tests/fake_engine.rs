@@ -213,7 +213,7 @@ fn refusal(sqlstate: &str) -> Box<PgError> {
 
 #[async_trait]
 impl Connection for FakeConnection {
-    fn host(&self) -> String {
+    fn host(&self) -> Arc<str> {
         "nowhere".into()
     }
 

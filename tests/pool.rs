@@ -5,8 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use session_broker::broker::connect::ConnectOverrides;
-use session_broker::broker::engine::{CheckoutError, Engine};
+use session_broker::broker::engine::{CheckoutError, CommitVerdict, Engine, TransactionOptions, Work};
+use session_broker::broker::observer::Discard;
 use session_broker::broker::principal::Principal;
+use session_broker::broker::statement::{ResultFormat, ResultLimits, Statement};
 use session_broker::grpc::pb;
 use session_broker::postgres::engine::PostgresEngine;
 use tonic::Code;
@@ -36,8 +38,12 @@ async fn pid(session: &Session) -> pb::value::Kind {
     first_row(&session.execute_and_commit("SELECT pg_backend_pid()").await.unwrap()).remove(0)
 }
 
+async fn pid_in_transaction(session: &Session) -> pb::value::Kind {
+    first_row(&session.execute("SELECT pg_backend_pid()").await.unwrap()).remove(0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn overflow_connections_close_when_they_come_back() {
+async fn overflow_connections_close_when_they_are_not_needed() {
     let database = Database::create();
     let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 2", "").await;
     let sessions = [broker.session().await, broker.session().await, broker.session().await];
@@ -49,7 +55,7 @@ async fn overflow_connections_close_when_they_come_back() {
     for session in &sessions {
         session.commit().await.unwrap();
     }
-    let rested = until_pool(&sessions[0], |pool| pool.in_use == 0).await;
+    let rested = until_pool(&sessions[0], |pool| pool.in_use == 0 && pool.idle <= 1).await;
     assert_eq!((rested.open, rested.idle, rested.opened), (1, 1, 3));
     database.wait_for(CONNECTIONS, "1");
 }
@@ -225,6 +231,47 @@ async fn a_statement_prepared_amid_anothers_temporary_tables_and_path_works_for_
         assert_eq!(first_row(&found), [int(1)], "after {before}");
         next.commit().await.unwrap();
     }
+}
+
+/// Runs a statement in a transaction of its own. Returns the backend, and whether its connection was kept.
+async fn visit(engine: &PostgresEngine, principal: &str, sql: &str) -> (i32, Option<Discard>) {
+    let mut connection = engine.checkout(&Principal::new(principal), &Arc::default()).await.unwrap();
+    let work = Work::Statements([Statement::new(sql.into(), Vec::new()).unwrap()].into(), ResultFormat::Values);
+    let limits = ResultLimits { rows_max: 10, bytes_max: 1000, value_bytes_max: 1000 };
+    connection.execute(Some(&TransactionOptions::default()), &work, limits, None).await.unwrap();
+    assert!(matches!(connection.commit().await, CommitVerdict::Committed));
+    (connection.backend_pid(), connection.release().await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_function_prepares_unseen_is_for_no_other_principal() {
+    let database = Database::create();
+    database.psql(
+        "CREATE FUNCTION leave() RETURNS void LANGUAGE plpgsql AS \
+         $$ BEGIN EXECUTE 'PREPARE left_behind AS SELECT 1'; END $$",
+    );
+    let config = config(&[
+        ("ENGINES__MAIN__URL", &database.url()),
+        ("ENGINES__MAIN__POOL_SIZE", "1"),
+        ("ENGINES__MAIN__MAX_OVERFLOW", "0"),
+    ]);
+    let engine = config.engines["main"].clone();
+    let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
+    let (first, kept) = visit(&engine, "billing", "SELECT leave()").await;
+    assert_eq!(kept, None);
+    // As long as there is only one.
+    assert_eq!(visit(&engine, "billing", "SELECT 1").await, (first, None));
+    let (second, kept) = visit(&engine, "shipping", "SELECT 1").await;
+    assert_eq!((second == first, kept), (false, None));
+    assert_eq!(visit(&engine, "billing", "SELECT leave()").await, (second, Some(Discard::Unclean)));
+    // What is seen is not left to anybody.
+    let database = Database::create();
+    let seen = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
+    let session = seen.session().await;
+    session.execute("PREPARE left_behind AS SELECT 1").await.unwrap();
+    let before = pid_in_transaction(&session).await;
+    session.commit().await.unwrap();
+    assert_ne!(pid(&session).await, before);
 }
 
 #[tokio::test(flavor = "multi_thread")]

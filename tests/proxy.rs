@@ -128,8 +128,9 @@ impl Proxy {
 impl Shared {
     /// What is to happen to what a caller asks, if it is a COMMIT.
     fn at_commit(&self, asked: &[u8]) -> Option<AtCommit> {
-        const COMMIT: &[u8] = b"COMMIT\0";
-        let commits = asked.windows(COMMIT.len()).any(|text| text == COMMIT);
+        // Alone, or with the reset behind it.
+        const COMMITS: [&[u8]; 2] = [b"COMMIT\0", b"COMMIT;"];
+        let commits = asked.windows(7).any(|text| COMMITS.contains(&text));
         if commits { self.at_next_commit.lock().unwrap().take() } else { None }
     }
 

@@ -418,7 +418,7 @@ async fn look(known: &[Arc<Session>], filter: &SessionFilter, page: Page) -> (Ve
 }
 
 /// Which session each backend works for, by its server and its process id.
-async fn backends(known: &[Arc<Session>]) -> HashMap<(String, i32), SessionId> {
+async fn backends(known: &[Arc<Session>]) -> HashMap<(Arc<str>, i32), SessionId> {
     let mut backends = HashMap::new();
     for (index, session) in known.iter().enumerate() {
         give_way(index).await;
@@ -468,7 +468,7 @@ async fn ask_blockers(seen: &[Seen]) -> (HashMap<SessionId, Vec<Blocker>>, bool)
     running.truncate(ASKED_MAX);
     let mut servers: BTreeMap<(&str, &str), Vec<Running<'_>>> = BTreeMap::new();
     for running in running {
-        let server = (running.session.engine().name(), running.backend.host.as_str());
+        let server = (running.session.engine().name(), &*running.backend.host);
         servers.entry(server).or_default().push(running);
     }
     let until = Instant::now() + ASKING;

@@ -184,7 +184,7 @@ impl CheckoutError {
 #[async_trait]
 pub trait Connection: Send {
     /// Where the server is.
-    fn host(&self) -> String;
+    fn host(&self) -> Arc<str>;
 
     /// The backend's process id.
     fn backend_pid(&self) -> i32;
@@ -387,10 +387,27 @@ pub struct TransactionOptions {
     pub role: Option<String>,
     /// set_config(name, value, true).
     pub settings: BTreeMap<String, String>,
-    /// PostgreSQL's own statement_timeout, the net under our clock.
-    pub statement_net: Duration,
-    /// PostgreSQL's own idle_in_transaction_session_timeout, the net under a broker that died.
-    pub idle_net: Duration,
+    /// PostgreSQL's own timeouts.
+    pub nets: Nets,
+}
+
+/// PostgreSQL's own timeouts, the nets under the broker's clocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Nets {
+    /// statement_timeout.
+    pub statement: Duration,
+    /// idle_in_transaction_session_timeout, should the broker die.
+    pub idle: Duration,
+}
+
+impl Nets {
+    /// How much later than the broker's clocks they strike.
+    const SLACK: Duration = Duration::from_secs(5);
+
+    /// Those under these clocks.
+    pub fn under(statement_timeout: Duration, transaction_timeout: Duration) -> Self {
+        Self { statement: statement_timeout + Self::SLACK, idle: transaction_timeout + Self::SLACK }
+    }
 }
 
 /// SQL's isolation levels.

@@ -71,9 +71,6 @@ use session::{Life, Session, TransactionState};
 use terms::{Offers, Terms};
 use token::{SessionId, SessionToken};
 
-/// How much later than our own clocks PostgreSQL's timeouts strike, should the broker die.
-const NET_SLACK: Duration = Duration::from_secs(5);
-
 /// The most labels of a session, and the longest key and value in bytes: enough for a name, a version and a trace.
 const LABELS_MAX: usize = 16;
 const LABEL_KEY_BYTES_MAX: usize = 63;

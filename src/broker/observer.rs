@@ -178,8 +178,6 @@ pub enum Event<'a> {
 /// Why a connection is not used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Discard {
-    /// The pool has as many as it keeps.
-    Overflow,
     /// The engine uses none twice, or not after what this one ran.
     Policy,
     /// It could not be proven clean.

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use super::engine::Nets;
 use super::grant::{Grant, Grants};
 use super::value::LIST_DEPTH_MAX;
 
@@ -20,6 +21,12 @@ pub struct Profiles {
 impl Profiles {
     /// The name of the profile that is always there.
     pub const DEFAULT: &str = "default";
+
+    /// What transactions want of PostgreSQL's own timeouts, unless their profile or their caller says otherwise.
+    pub fn usual_nets(&self) -> Option<Nets> {
+        let Profile { statement_timeout, transaction_timeout, .. } = self.profiles.get(Self::DEFAULT)?;
+        Some(Nets::under(*statement_timeout, *transaction_timeout))
+    }
 }
 
 impl From<Profile> for Profiles {

@@ -246,7 +246,7 @@ pub struct BackendInfo {
     /// Its process id.
     pub pid: i32,
     /// Where its server is.
-    pub host: String,
+    pub host: Arc<str>,
 }
 
 /// A live session at one instant, as operators see it.
@@ -1107,7 +1107,7 @@ impl Session {
     }
 
     /// Tells the session which backend its transaction runs on.
-    pub(super) fn set_backend(&self, pid: i32, host: String) {
+    pub(super) fn set_backend(&self, pid: i32, host: Arc<str>) {
         let mut state = self.lock();
         if let Phase::Open(open) = &mut state.phase {
             open.backend = Some(BackendInfo { pid, host });

@@ -68,7 +68,8 @@ impl Statement {
             return Err(Error::invalid("sql", "holds a NUL character, which PostgreSQL cannot store"));
         }
         let (kind, operation) = guard::check(&sql).map_err(|problem| Error::invalid("sql", problem))?;
-        let (may_set, may_notify) = (mentions(&sql, b"set_config"), mentions(&sql, b"notify"));
+        let may_set = mentions(&sql, b"set_config") || mentions(&sql, b"setseed");
+        let may_notify = mentions(&sql, b"notify");
         let statement =
             Self { sql: sql.into(), kind, operation, may_set, may_notify, parameters: Vec::new(), expectation: None };
         statement.with(parameters)
@@ -138,7 +139,7 @@ impl Statement {
         matches!(self.operation, "ALTER" | "CREATE" | "DROP") && !mentions(&self.sql, b"temp")
     }
 
-    /// Whether its text names set_config, a SELECT that is a SET.
+    /// Whether its text names set_config or setseed, of which a SELECT is a SET.
     pub fn may_set(&self) -> bool {
         self.may_set
     }

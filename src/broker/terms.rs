@@ -7,14 +7,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::BeginSession;
 use super::connect::ConnectOverrides;
-use super::engine::TransactionOptions;
+use super::engine::{Nets, TransactionOptions};
 use super::error::{Bound, Error};
 use super::grant::{Grant, Grants};
 use super::principal::Principal;
 use super::profile::{Class, Profile, Profiles};
 use super::statement::{Parameter, ResultLimits, Statement};
-use super::{BeginSession, NET_SLACK};
 
 /// The most settings of a session, and the longest value in bytes: a tenant, a user, a locale and room to grow.
 const SETTINGS_MAX: usize = 16;
@@ -104,8 +104,7 @@ impl Terms {
             lock_timeout: request.lock_timeout,
             role: request.role.clone(),
             settings: request.settings.clone(),
-            statement_net: statement_timeout + NET_SLACK,
-            idle_net: transaction_timeout + NET_SLACK,
+            nets: Nets::under(statement_timeout, transaction_timeout),
         };
         Self { profile_name, profile, transaction: transaction.into(), connect, statement_timeout, transaction_timeout }
     }

@@ -137,6 +137,7 @@ fn connect(section: &mut Section<'_>) -> Option<ConnectOptions> {
         database: database?,
         application_name,
         connect_timeout,
+        nets: None,
     })
 }
 
@@ -316,6 +317,7 @@ impl fmt::Display for EngineConfig {
             channel_binding,
             tls,
             settings,
+            nets: _,
         } = connect;
         write_hosts(f, hosts)?;
         writeln!(f, "user = {user:?}\ndatabase = {database:?}\napplication_name = {application_name:?}")?;

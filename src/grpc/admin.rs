@@ -148,7 +148,7 @@ fn shown(id: Option<SessionId>) -> String {
 fn session_overview(overview: SessionOverview) -> pb::SessionOverview {
     let SessionOverview { id, principal, engine, profile, labels, one_shot, glance, blocked_by } = overview;
     let Glance { state, age, idle, transaction_age, statement_age, backend } = glance;
-    let (backend_pid, host) = backend.map_or((0, String::new()), |BackendInfo { pid, host }| (pid, host));
+    let (backend_pid, host) = backend.map_or((0, String::new()), |BackendInfo { pid, host }| (pid, host.to_string()));
     pb::SessionOverview {
         session_id: id.to_string(),
         principal: principal.name().to_owned(),

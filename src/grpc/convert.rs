@@ -802,7 +802,7 @@ pub(super) fn blocker(blocker: Blocker) -> pb::Blocker {
 
 pub(super) fn description(description: Description) -> pb::GetSessionResponse {
     let Description { id, engine, profile, backend, standing, labels } = description;
-    let (backend_pid, host) = backend.map_or((0, String::new()), |BackendInfo { pid, host }| (pid, host));
+    let (backend_pid, host) = backend.map_or((0, String::new()), |BackendInfo { pid, host }| (pid, host.to_string()));
     let (state, reason) = match standing {
         Ok(state) => (Some(session_state(state)), pb::EndReason::Unspecified),
         Err(reason) => (None, end_reason(reason)),

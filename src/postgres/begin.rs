@@ -1,69 +1,86 @@
-//! How a transaction begins: its options as one text of SQL, sent in one message.
+//! How a transaction begins: its options as SQL.
 //!
 //! Invariant: what a caller names stands in quotes that no name or value can leave.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use crate::broker::engine::{IsolationLevel, TransactionOptions};
 
-/// The engine's own timeouts, which a transaction's may tighten but not loosen.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Nets {
-    pub(super) statement: Option<Duration>,
-    pub(super) idle: Option<Duration>,
+/// The run-time parameters that hold PostgreSQL's own timeouts.
+pub(super) const STATEMENT_TIMEOUT: &str = "statement_timeout";
+pub(super) const IDLE_TIMEOUT: &str = "idle_in_transaction_session_timeout";
+
+/// A timeout set at login.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum LoginTimeout {
+    /// The engine's own, which a transaction's may tighten but not loosen.
+    Engine(Duration),
+    /// What most transactions want.
+    Usual(Duration),
 }
 
-/// BEGIN, and the settings of the transaction.
-pub(super) fn begin_sql(options: &TransactionOptions, nets: &Nets) -> String {
-    let TransactionOptions {
-        isolation_level,
-        read_only,
-        deferrable,
-        lock_timeout,
-        role,
-        settings,
-        statement_net,
-        idle_net,
-    } = options;
-    let mut sql = String::from("BEGIN");
-    if let Some(level) = isolation_level {
-        sql.push_str(match level {
-            IsolationLevel::ReadUncommitted => " ISOLATION LEVEL READ UNCOMMITTED",
-            IsolationLevel::ReadCommitted => " ISOLATION LEVEL READ COMMITTED",
-            IsolationLevel::RepeatableRead => " ISOLATION LEVEL REPEATABLE READ",
-            IsolationLevel::Serializable => " ISOLATION LEVEL SERIALIZABLE",
-        });
+/// The timeouts set at login that transactions set too.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LoginTimeouts {
+    pub(super) statement: Option<LoginTimeout>,
+    pub(super) idle: Option<LoginTimeout>,
+}
+
+impl LoginTimeout {
+    /// Whether it does for a transaction that wants `timeout`.
+    fn serves(self, timeout: Duration) -> bool {
+        match self {
+            Self::Engine(own) => timeout >= own,
+            Self::Usual(usual) => timeout == usual,
+        }
     }
-    sql.push_str(match read_only {
-        Some(true) => " READ ONLY",
-        Some(false) => " READ WRITE",
-        None => "",
-    });
-    sql.push_str(match deferrable {
-        Some(true) => " DEFERRABLE",
-        Some(false) => " NOT DEFERRABLE",
-        None => "",
-    });
+}
+
+/// What begins a transaction, alone in its message. It cannot fail, so that what is sent right behind it never runs outside
+/// of the transaction; an option of its own could fail it.
+pub(super) const BEGIN: &str = "BEGIN";
+
+/// What is set behind [`BEGIN`], a few commands. Should one fail, PostgreSQL refuses what follows.
+pub(super) fn settings_sql(options: &TransactionOptions, at_login: &LoginTimeouts) -> Vec<String> {
+    let TransactionOptions { isolation_level, read_only, deferrable, lock_timeout, role, settings, nets } = options;
+    let mut commands = Vec::new();
+    let modes: Vec<_> = [
+        isolation_level.map(|level| match level {
+            IsolationLevel::ReadUncommitted => "ISOLATION LEVEL READ UNCOMMITTED",
+            IsolationLevel::ReadCommitted => "ISOLATION LEVEL READ COMMITTED",
+            IsolationLevel::RepeatableRead => "ISOLATION LEVEL REPEATABLE READ",
+            IsolationLevel::Serializable => "ISOLATION LEVEL SERIALIZABLE",
+        }),
+        read_only.map(|read_only| if read_only { "READ ONLY" } else { "READ WRITE" }),
+        deferrable.map(|deferrable| if deferrable { "DEFERRABLE" } else { "NOT DEFERRABLE" }),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    if !modes.is_empty() {
+        commands.push(format!("SET TRANSACTION {}", modes.join(", ")));
+    }
     let timeouts = [
-        ("statement_timeout", Some(statement_net), nets.statement),
-        ("idle_in_transaction_session_timeout", Some(idle_net), nets.idle),
-        ("lock_timeout", lock_timeout.as_ref(), None),
+        (STATEMENT_TIMEOUT, Some(nets.statement), at_login.statement),
+        (IDLE_TIMEOUT, Some(nets.idle), at_login.idle),
+        ("lock_timeout", *lock_timeout, None),
     ];
-    for (name, value, net) in timeouts {
-        if let Some(value) = value.filter(|value| net.is_none_or(|net| **value < net)) {
-            write!(sql, "; SET LOCAL {name} = {}", value.as_millis()).expect("a String takes everything");
+    for (name, value, at_login) in timeouts {
+        if let Some(value) = value.filter(|value| !at_login.is_some_and(|at_login| at_login.serves(*value))) {
+            commands.push(format!("SET LOCAL {name} = {}", value.as_millis()));
         }
     }
     // The settings first: the role may not be allowed to set them.
-    for (name, value) in settings {
-        let (name, value) = (quoted_literal(name), quoted_literal(value));
-        write!(sql, "; SELECT pg_catalog.set_config({name}, {value}, true)").expect("a String takes everything");
+    if !settings.is_empty() {
+        let set = settings.iter().map(|(name, value)| {
+            format!("pg_catalog.set_config({}, {}, true)", quoted_literal(name), quoted_literal(value))
+        });
+        commands.push(format!("SELECT {}", set.collect::<Vec<_>>().join(", ")));
     }
     if let Some(role) = role {
-        write!(sql, "; SET LOCAL ROLE {}", quoted_identifier(role)).expect("a String takes everything");
+        commands.push(format!("SET LOCAL ROLE {}", quoted_identifier(role)));
     }
-    sql
+    commands
 }
 
 /// A name as SQL writes it.

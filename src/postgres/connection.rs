@@ -6,8 +6,8 @@
 mod copy;
 mod pipeline;
 
-use pipeline::Output;
-pub(super) use pipeline::PIPELINE_MAX;
+use pipeline::{Asked, Output, answer, send};
+pub(super) use pipeline::{PIPELINE_MAX, TRANSACTION_ID};
 
 use std::borrow::Cow;
 use std::future::Ready;
@@ -25,12 +25,12 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow, Statement as Prepared};
 use tracing::debug;
 
-use super::begin::{begin_sql, quoted_identifier};
-use super::cancel::BackendCanceller;
+use super::begin::{BEGIN, quoted_identifier, settings_sql};
 use super::error::pg_error;
 use super::opener::Backend;
 use super::pool::{CheckedOut, Pool, ResetMode};
 use super::value::{self, DatabaseType, Delimiters, NamedType};
+use super::wire::{Bind, Sync};
 use crate::broker::commit::Cluster;
 use crate::broker::engine::{
     Canceller, CommitVerdict, Connection, IsolationLevel, Lost, SavepointAction, SavepointName, StatementError,
@@ -43,14 +43,20 @@ use crate::broker::statement::{ResultLimits, ResultSet, Statement};
 /// How long a reset may take; it does next to nothing, so longer means stuck.
 const RESET_GRACE: Duration = Duration::from_secs(2);
 
-/// What `DISCARD ALL` does, but for the driver's own prepared statements, which are kept with their plans; and a new
-/// seed for random(). The last line counts the prepared statements: those that callers have left cannot be dropped
-/// alone, and those of the driver that callers have dropped cannot be brought back, so either costs the connection.
+/// What `DISCARD ALL` does, but for the driver's own prepared statements, which are kept with their plans. It runs right
+/// behind what ends a transaction, in one message with it.
 ///
 /// It runs as the login role, so every name in it, operators and types included, is PostgreSQL's own: a caller may have
 /// made its namesake in a schema on the path.
 const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; DISCARD TEMP; \
-    DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(), \
+    DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all()";
+
+/// A new seed for random(), and a count of the prepared statements: those that callers have left cannot be dropped alone,
+/// and those of the driver that callers have dropped cannot be brought back, so either costs the connection.
+///
+/// It costs PostgreSQL as much as the rest of a short transaction. So it is left out behind one that showed nothing but
+/// SELECT, INSERT, UPDATE, DELETE and MERGE, as long as all connections of the pool are one principal's.
+const PROOF: &str = "SELECT \
     pg_catalog.setseed(pg_catalog.hashtext(pg_catalog.gen_random_uuid()::pg_catalog.text)::pg_catalog.float8 \
         OPERATOR(pg_catalog./) 2147483648::pg_catalog.float8), \
     pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
@@ -62,7 +68,6 @@ type DriverError = tokio_postgres::Error;
 pub(super) struct PooledConnection {
     checked_out: CheckedOut,
     pool: Arc<Pool>,
-    canceller: Arc<BackendCanceller>,
     /// The transaction's id, once PostgreSQL has told it.
     xid: OnceLock<u64>,
     /// Whether COMMIT may do something, or fail, although the transaction has no id: send notifications, commit on a
@@ -77,23 +82,42 @@ pub(super) struct PooledConnection {
     spent: AtomicBool,
     /// Where its work stands in a trace, if PostgreSQL is to be told.
     place: Option<TracePlace>,
+    /// What the reset behind its transaction's end has brought, if there was one.
+    cleaned: Option<Result<Checks, Lost>>,
+}
+
+/// A transaction whose beginning has been sent.
+struct Beginning<'a> {
+    begin: Asked<'a, ()>,
+    settings: Option<Asked<'a, ()>>,
+    /// How many command tags it brings.
+    tags: usize,
+}
+
+impl Beginning<'_> {
+    async fn answer(self) -> Result<(), DriverError> {
+        let begun = answer(self.begin).await;
+        // Read to its end whatever the other says.
+        let set = match self.settings {
+            None => Ok(()),
+            Some(settings) => answer(settings).await,
+        };
+        begun.and(set)
+    }
 }
 
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
-        let Backend { client, wire, address, tls, .. } = checked_out.backend();
-        let canceller =
-            Arc::new(BackendCanceller::new(client.cancel_token(), address.clone(), tls.clone(), wire.clone()));
         let connection = Self {
             checked_out,
             pool,
-            canceller,
             xid: OnceLock::new(),
             may_act: AtomicBool::new(false),
             soiled: AtomicBool::new(false),
             may_change_tables: AtomicBool::new(false),
             spent: AtomicBool::new(false),
             place: None,
+            cleaned: None,
         };
         if connection.backend().outdated_by(connection.pool.schema_version()) {
             connection.statements().clear();
@@ -105,30 +129,19 @@ impl PooledConnection {
         self.checked_out.backend()
     }
 
-    /// Begins the transaction, if asked to, and prepares the statement, in one round trip; none for a statement that is
-    /// prepared already and a transaction that has begun.
+    /// Begins the transaction, if asked to, and prepares the statement, in one round trip.
     async fn prepare(
         &self,
         mut begin: Option<&TransactionOptions>,
         statement: &Statement,
-        cached: Option<Prepared>,
     ) -> Result<Prepared, StatementError> {
-        let is_new = cached.is_none();
-        // The types of a statement that is prepared already are part of what it is kept by.
-        let types = if is_new { self.parameter_types(&mut begin, statement).await? } else { Vec::new() };
-        let prepare = async {
-            match cached {
-                Some(prepared) => Ok(prepared),
-                None => self.backend().client.prepare_typed(&self.sql(statement), &types).await,
-            }
-        };
-        let prepared = self.request(begin, prepare).await?;
-        if is_new {
-            self.learn_delimiters(&prepared).await?;
-            // Another transaction's search_path may have another type of that name.
-            if !statement.parameters().iter().any(|parameter| is_found_on_path(parameter.type_name.as_deref())) {
-                self.cache(statement, &prepared);
-            }
+        let types = self.parameter_types(&mut begin, statement).await?;
+        let sql = self.sql(statement);
+        let prepared = self.request(begin, self.backend().client.prepare_typed(&sql, &types)).await?;
+        self.learn_delimiters(&prepared).await?;
+        // Another transaction's search_path may have another type of that name.
+        if !statement.parameters().iter().any(|parameter| is_found_on_path(parameter.type_name.as_deref())) {
+            self.cache(statement, &prepared);
         }
         // The driver looks unknown types up with statements of its own.
         self.backend().wire.forget_tags();
@@ -169,9 +182,25 @@ impl PooledConnection {
         }
     }
 
-    /// Notes the transaction's id, if PostgreSQL has told one.
-    fn note_xid(&self, answers: &[SimpleQueryMessage]) {
-        if let Some(xid) = first_row(answers).and_then(|row| row.get(0)?.parse().ok()) {
+    /// Asks for the transaction's id; in full where callers may have dropped the statement that is prepared for it.
+    async fn ask_xid(&self, in_full: bool) -> Result<Option<u64>, DriverError> {
+        let Backend { client, wire, own, .. } = self.backend();
+        let id = match own {
+            Some(own) if !in_full => {
+                wire.expect(Bind::default());
+                client.query_one(&own.transaction_id, &[]).await?.get::<_, Option<String>>(0)
+            }
+            _ => {
+                let answers = client.simple_query(TRANSACTION_ID).await?;
+                first_row(&answers).and_then(|row| row.get(0).map(str::to_owned))
+            }
+        };
+        Ok(id.and_then(|id| id.parse().ok()))
+    }
+
+    /// Notes the transaction's id, if it has one.
+    fn note_xid(&self, xid: Option<u64>) {
+        if let Some(xid) = xid {
             self.xid.get_or_init(|| xid);
         }
     }
@@ -182,22 +211,49 @@ impl PooledConnection {
         options: &TransactionOptions,
         first: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, StatementError> {
-        let Backend { client, wire, nets, .. } = self.backend();
-        let sql = begin_sql(options, nets);
-        let (begun, first) = join!(client.batch_execute(&sql), first);
-        let status = wire.settled().await.map_err(StatementError::LostBeforeBegin)?;
+        let beginning = self.send_begin(options, Sync::Goes).await;
+        let (begun, first) = join!(beginning.answer(), first);
+        if let Err(error) = begun {
+            return Err(self.not_begun(&error).await);
+        }
+        match (self.backend().wire.settled().await, first) {
+            (Ok(_), Ok(first)) => Ok(first),
+            (Ok(_), Err(error)) => Err(self.failure(&error).await),
+            (Err(lost), _) => Err(StatementError::LostBeforeBegin(lost)),
+        }
+    }
+
+    /// Sends what begins the transaction. What is sent behind it runs in the transaction, or not at all; if it shares the
+    /// Sync, it must be a statement's.
+    async fn send_begin(&self, options: &TransactionOptions, sync: Sync) -> Beginning<'_> {
+        let Backend { client, wire, login_timeouts, own, .. } = self.backend();
         if options.isolation_level == Some(IsolationLevel::Serializable) {
             self.may_act.store(true, Ordering::Relaxed);
         }
-        match (begun, first) {
-            (Ok(()), Ok(first)) => Ok(first),
-            (Ok(()), Err(error)) => Err(self.failure(&error).await),
-            (Err(error), _) => Err(match error.as_db_error() {
-                // The role or a setting: nothing of the caller's ran, and the transaction goes.
-                Some(refusal) => StatementError::Refused(Error::Database(Box::new(pg_error(refusal)))),
-                None if status == TransactionStatus::Idle => StatementError::LostBeforeBegin(Lost(error.to_string())),
-                None => StatementError::Lost(Lost(error.to_string())),
-            }),
+        let settings = settings_sql(options, login_timeouts);
+        let begin = match own {
+            Some(own) if settings.is_empty() => {
+                wire.expect(Bind { sync, ..Bind::default() });
+                send(async { client.execute(&own.begin, &[]).await.map(drop) }).await
+            }
+            _ => send(client.batch_execute(BEGIN)).await,
+        };
+        let tags = 1 + settings.len();
+        let settings = match settings.join("; ") {
+            sql if sql.is_empty() => None,
+            sql => Some(send(async move { client.batch_execute(&sql).await }).await),
+        };
+        Beginning { begin, settings, tags }
+    }
+
+    /// Why there is no transaction, once PostgreSQL is ready again.
+    async fn not_begun(&self, error: &DriverError) -> StatementError {
+        match (self.backend().wire.settled().await, error.as_db_error()) {
+            (Err(lost), _) => StatementError::LostBeforeBegin(lost),
+            // The role or a setting: nothing of the caller's ran, and the transaction goes.
+            (Ok(_), Some(refusal)) => StatementError::Refused(Error::Database(Box::new(pg_error(refusal)))),
+            (Ok(TransactionStatus::Idle), None) => StatementError::LostBeforeBegin(Lost(error.to_string())),
+            (Ok(_), None) => StatementError::Lost(Lost(error.to_string())),
         }
     }
 
@@ -315,31 +371,91 @@ impl PooledConnection {
         }
     }
 
-    async fn reset(&self) -> Result<(), Lost> {
-        let Backend { client, wire, .. } = self.backend();
-        if !self.canceller.is_settled() || self.spent.load(Ordering::Relaxed) {
-            return Err(Lost("a cancel request may still be on its way".into()));
-        }
-        let must_be_idle = |status| match status {
-            TransactionStatus::Idle => Ok(()),
-            TransactionStatus::Open | TransactionStatus::Failed => Err(Lost("a transaction was left open".into())),
+    /// Ends the transaction, and cleans the connection right behind it. Returns the answer to the end, once PostgreSQL is
+    /// ready again.
+    async fn finish(&mut self, end: &str) -> (Result<(), DriverError>, Result<TransactionStatus, Lost>) {
+        self.backend().wire.forget_tags();
+        let (answer, cleaned) = match self.checks() {
+            None => (self.backend().client.batch_execute(end).await, None),
+            Some(Checks::Trusting) => {
+                let answer = self.backend().client.batch_execute(&Checks::Trusting.sql(Some(end))).await;
+                let cleaned = answer.is_ok().then(|| self.cleaned(Checks::Trusting, &[]));
+                (answer, cleaned)
+            }
+            Some(checks @ Checks::All) => {
+                let answers = self.backend().client.simple_query(&checks.sql(Some(end))).await;
+                let cleaned = answers.as_ref().ok().map(|answers| self.cleaned(checks, answers));
+                (answers.map(drop), cleaned)
+            }
         };
-        must_be_idle(wire.settled().await?)?;
-        let answers = client.simple_query(RESET).await.map_err(|error| Lost(error.to_string()))?;
-        must_be_idle(wire.settled().await?)?;
-        let prepared = first_row(&answers).and_then(|row| Some((row.get(2)?, row.get(3)?.parse().ok()?)));
-        if prepared == Some(("0", wire.prepared())) {
-            Ok(())
-        } else {
-            Err(Lost("prepared statements were left, or the driver's were dropped".into()))
+        self.cleaned = cleaned;
+        (answer, self.backend().wire.settled().await)
+    }
+
+    /// How thoroughly the connection is to be cleaned; `None` when it is not to be used again anyway.
+    fn checks(&self) -> Option<Checks> {
+        // A cancel request that may still be on its way would hit whoever is next.
+        if !self.backend().canceller.is_settled() || self.spent.load(Ordering::Relaxed) {
+            return None;
         }
+        match self.pool.options().reset {
+            ResetMode::Never => None,
+            ResetMode::Strict if self.is_soiled() => None,
+            ResetMode::Clean if !self.is_soiled() && !self.pool.is_shared() => Some(Checks::Trusting),
+            ResetMode::Strict | ResetMode::Clean => Some(Checks::All),
+        }
+    }
+
+    /// Whether the answers to a reset prove that the connection is as clean as a new one.
+    fn cleaned(&self, checks: Checks, answers: &[SimpleQueryMessage]) -> Result<Checks, Lost> {
+        let wire = &self.backend().wire;
+        let is_idle = wire.status() == TransactionStatus::Idle;
+        let has_own_statements = || {
+            let row = answers.iter().rev().find_map(row);
+            let prepared = row.and_then(|row| Some((row.get(1)?, row.get(2)?.parse().ok()?)));
+            prepared == Some(("0", wire.prepared()))
+        };
+        match checks {
+            _ if !is_idle => Err(Lost("a transaction was left open".into())),
+            Checks::All if !has_own_statements() => {
+                Err(Lost("prepared statements were left, or the driver's were dropped".into()))
+            }
+            checks => Ok(checks),
+        }
+    }
+
+    /// Cleans the connection, if that was not done behind its transaction.
+    async fn reset(&mut self) -> Result<Checks, Lost> {
+        if let Some(cleaned) = self.cleaned.take() {
+            return cleaned;
+        }
+        let answers = self.backend().client.simple_query(&Checks::All.sql(None)).await;
+        let answers = answers.map_err(|error| Lost(error.to_string()))?;
+        self.backend().wire.settled().await?;
+        self.cleaned(Checks::All, &answers)
+    }
+}
+
+/// How thoroughly a connection is cleaned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checks {
+    /// For use by whoever is next.
+    All,
+    /// For use by the same principal.
+    Trusting,
+}
+
+impl Checks {
+    fn sql(self, end: Option<&str>) -> String {
+        let proof = (self == Self::All).then_some(PROOF);
+        [end, Some(RESET), proof].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 }
 
 #[async_trait]
 impl Connection for PooledConnection {
-    fn host(&self) -> String {
-        self.backend().address.to_string()
+    fn host(&self) -> Arc<str> {
+        self.backend().host.clone()
     }
 
     fn backend_pid(&self) -> i32 {
@@ -347,7 +463,7 @@ impl Connection for PooledConnection {
     }
 
     fn canceller(&self) -> Arc<dyn Canceller> {
-        self.canceller.clone()
+        self.backend().canceller.clone()
     }
 
     fn status(&self) -> TransactionStatus {
@@ -401,17 +517,14 @@ impl Connection for PooledConnection {
     }
 
     async fn commit(&mut self) -> CommitVerdict {
-        let Backend { client, wire, .. } = self.backend();
-        let had_failed = wire.status() == TransactionStatus::Failed;
+        let had_failed = self.status() == TransactionStatus::Failed;
         let may_act = self.xid.get().is_some() || self.may_act.load(Ordering::Relaxed);
-        wire.forget_tags();
-        let answer = client.batch_execute("COMMIT").await;
-        let settled = wire.settled().await;
+        let (answer, settled) = self.finish("COMMIT").await;
         if self.may_change_tables.load(Ordering::Relaxed) {
             self.pool.tables_changed();
         }
         // The tag is PostgreSQL's own word, sent after the fact: not even losing the connection next takes it back.
-        match (wire.next_tag().as_deref(), answer, settled) {
+        match (self.backend().wire.next_tag().as_deref(), answer, settled) {
             (Some("COMMIT"), _, _) => CommitVerdict::Committed,
             (Some("ROLLBACK"), _, _) => CommitVerdict::RolledBack,
             // However a failed transaction ends, it is rolled back.
@@ -430,11 +543,10 @@ impl Connection for PooledConnection {
     }
 
     async fn rollback(&mut self) -> Result<(), Lost> {
-        let Backend { client, wire, .. } = self.backend();
-        let answer = client.batch_execute("ROLLBACK").await;
-        match (wire.settled().await?, answer) {
-            (TransactionStatus::Idle, Ok(())) => Ok(()),
-            (status, answer) => Err(Lost(format!("ROLLBACK left the transaction {status:?}: {answer:?}"))),
+        match self.finish("ROLLBACK").await {
+            (Ok(()), Ok(TransactionStatus::Idle)) => Ok(()),
+            (_, Err(lost)) => Err(lost),
+            (answer, Ok(status)) => Err(Lost(format!("ROLLBACK left the transaction {status:?}: {answer:?}"))),
         }
     }
 
@@ -443,17 +555,18 @@ impl Connection for PooledConnection {
     }
 
     async fn release(mut self: Box<Self>) -> Option<Discard> {
-        let reset = match self.pool.options().reset {
+        match self.pool.options().reset {
             ResetMode::Never => return Some(Discard::Policy),
             ResetMode::Strict if self.is_soiled() => return Some(Discard::Policy),
-            // Until the proof is there, `self` holds the backend, and dropping it discards.
-            ResetMode::Strict | ResetMode::Clean => timeout(RESET_GRACE, self.reset()).await,
-        };
-        match reset {
-            Ok(Ok(())) if self.pool.is_overflow() => Some(Discard::Overflow),
-            Ok(Ok(())) => {
+            ResetMode::Strict | ResetMode::Clean if self.checks().is_none() => return Some(Discard::Unclean),
+            ResetMode::Strict | ResetMode::Clean => {}
+        }
+        // Until the proof is there, `self` holds the backend, and dropping it discards.
+        match timeout(RESET_GRACE, self.reset()).await {
+            Ok(Ok(checks)) => {
                 if let Some(mut backend) = self.checked_out.backend.take() {
                     backend.used();
+                    backend.cleaned(checks);
                 }
                 None
             }
@@ -480,10 +593,14 @@ impl Drop for PooledConnection {
 
 /// The first row among the answers to a simple query.
 pub(super) fn first_row(answers: &[SimpleQueryMessage]) -> Option<&SimpleQueryRow> {
-    answers.iter().find_map(|answer| match answer {
+    answers.iter().find_map(row)
+}
+
+fn row(answer: &SimpleQueryMessage) -> Option<&SimpleQueryRow> {
+    match answer {
         SimpleQueryMessage::Row(row) => Some(row),
         _ => None,
-    })
+    }
 }
 
 /// Whether a type of that name depends on the search_path.

@@ -220,6 +220,7 @@ mod tests {
             channel_binding: ChannelBinding::Prefer,
             tls: Tls { mode: SslMode::Disable, root_cert: None, identity: None, negotiation: SslNegotiation::Postgres },
             settings: std::collections::BTreeMap::new(),
+            nets: None,
         };
         let (_, Either::Left(stream)) = host.connect(&options).await.unwrap() else { panic!("not over TCP") };
         let socket = SockRef::from(&stream);

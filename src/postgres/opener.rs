@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use deadpool_postgres::ClientWrapper;
+use futures_util::join;
 use lru::LruCache;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::lookup_host;
@@ -21,8 +22,9 @@ use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{AsyncMessage, NoTls, Notification, Statement as Prepared, config as driver};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::begin::Nets;
-use super::connection::{StatementKey, first_row};
+use super::begin::{BEGIN, LoginTimeouts};
+use super::cancel::BackendCanceller;
+use super::connection::{Checks, StatementKey, TRANSACTION_ID, first_row};
 use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
@@ -81,14 +83,16 @@ pub(super) struct Backend {
     /// Dropping it ends the connection's task and closes the socket.
     pub(super) client: ClientWrapper,
     pub(super) wire: Arc<Wire>,
-    pub(super) address: Address,
-    /// How it is encrypted, and for which name.
-    pub(super) tls: Option<(MakeRustlsConnect, String)>,
+    pub(super) canceller: Arc<BackendCanceller>,
+    /// The server's address.
+    pub(super) host: Arc<str>,
     pub(super) pid: i32,
-    pub(super) nets: Nets,
+    pub(super) login_timeouts: LoginTimeouts,
     pub(super) server_version: String,
     /// Where its transactions' ids mean something.
     pub(super) cluster: Option<Cluster>,
+    /// The broker's own statements, if it is for transactions.
+    pub(super) own: Option<OwnStatements>,
     /// The statements prepared on it, by their text and the types given for their parameters.
     pub(super) statements: Mutex<LruCache<StatementKey, Prepared>>,
     /// The pool's schema version at the last look.
@@ -100,8 +104,17 @@ pub(super) struct Backend {
     expires: Instant,
     /// Since when nobody has used it.
     unused_since: Instant,
+    /// How it was last cleaned.
+    checks: Checks,
     /// Its place in the census.
     _room: Option<OwnedSemaphorePermit>,
+}
+
+/// Statements that every transaction runs.
+pub(super) struct OwnStatements {
+    pub(super) begin: Prepared,
+    /// Asks for the transaction's id.
+    pub(super) transaction_id: Prepared,
 }
 
 /// What a server says of itself at login.
@@ -267,10 +280,14 @@ impl Opener {
         Err(starting.map_or_else(|| OpenError::Failed(failures.join("; ")), OpenError::Refused))
     }
 
-    /// Opens a connection, and asks once where its transactions' ids mean something.
+    /// Opens a connection, asks once where its transactions' ids mean something, and prepares what every transaction needs.
     async fn identified(&self, host: &Host) -> Result<Backend, OpenError> {
         let mut backend = self.open_at(host).await?;
-        backend.cluster = outcome::cluster(&backend.client).await;
+        let client = &backend.client;
+        let (cluster, begin, transaction_id) =
+            join!(outcome::cluster(client), client.prepare(BEGIN), client.prepare(TRANSACTION_ID));
+        backend.cluster = cluster;
+        backend.own = begin.and_then(|begin| Ok(OwnStatements { begin, transaction_id: transaction_id? })).ok();
         Ok(backend)
     }
 
@@ -318,13 +335,14 @@ impl Opener {
         self.census.opened.fetch_add(1, Ordering::Relaxed);
         let now = Instant::now();
         Ok(Backend {
-            client,
             cluster: None,
+            own: None,
+            host: address.to_string().into(),
+            canceller: Arc::new(BackendCanceller::new(client.cancel_token(), address, tls, wire.clone())),
+            client,
             wire,
-            address,
-            tls,
             pid,
-            nets: self.options.nets(),
+            login_timeouts: self.options.login_timeouts(),
             server_version,
             statements: Mutex::new(LruCache::new(self.statement_cache_size)),
             delimiters: Mutex::default(),
@@ -332,6 +350,7 @@ impl Opener {
             // Jittered, so that connections opened together do not all have to be opened again together.
             expires: now + self.recycle.mul_f64(0.4) + jittered(self.recycle.mul_f64(0.8)),
             unused_since: now,
+            checks: Checks::All,
             schema_version: AtomicU64::new(0),
             _room: None,
         })
@@ -357,6 +376,16 @@ impl Backend {
     /// Notes that it has been used until now.
     pub(super) fn used(&mut self) {
         self.unused_since = Instant::now();
+    }
+
+    /// Notes how it has been cleaned.
+    pub(super) fn cleaned(&mut self, checks: Checks) {
+        self.checks = checks;
+    }
+
+    /// Whether it is clean only for the principal that used it last.
+    pub(super) fn is_for_one_principal(&self) -> bool {
+        self.checks == Checks::Trusting
     }
 
     /// Asks the server whether it is there, and what it is.

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use tokio_postgres::config as driver;
 
-use super::begin::Nets;
+use super::begin::{IDLE_TIMEOUT, LoginTimeout, LoginTimeouts, STATEMENT_TIMEOUT};
 pub use super::net::Host;
 use crate::broker::connect::ConnectOverrides;
 pub use crate::broker::connect::{
     ChannelBinding, Keepalives, LoadBalanceHosts, SslMode, SslNegotiation, TargetSessionAttrs,
 };
+use crate::broker::engine::Nets;
 use crate::broker::error::Error;
 use crate::secret::Secret;
 
@@ -48,6 +49,9 @@ pub struct ConnectOptions {
     pub tls: Tls,
     /// Run-time parameters set at login, which is also what a reset goes back to.
     pub settings: BTreeMap<String, String>,
+    /// What most transactions want of PostgreSQL's own timeouts: set at login too, where `settings` do not, they need not
+    /// be set in each.
+    pub nets: Option<Nets>,
 }
 
 impl ConnectOptions {
@@ -106,10 +110,16 @@ impl ConnectOptions {
         options
     }
 
-    /// The timeouts among the run-time parameters that transactions set too.
-    pub(super) fn nets(&self) -> Nets {
-        let timeout = |name| self.settings.get(name)?.parse().ok().map(Duration::from_millis);
-        Nets { statement: timeout("statement_timeout"), idle: timeout("idle_in_transaction_session_timeout") }
+    /// The timeouts set at login that transactions set too.
+    pub(super) fn login_timeouts(&self) -> LoginTimeouts {
+        let timeout = |name, usual: Option<Duration>| match self.settings.get(name) {
+            Some(own) => own.parse().ok().map(Duration::from_millis).map(LoginTimeout::Engine),
+            None => usual.map(LoginTimeout::Usual),
+        };
+        LoginTimeouts {
+            statement: timeout(STATEMENT_TIMEOUT, self.nets.map(|nets| nets.statement)),
+            idle: timeout(IDLE_TIMEOUT, self.nets.map(|nets| nets.idle)),
+        }
     }
 
     /// The driver's form. Hosts, TLS and the time budget stay with us: we connect the stream ourselves.
@@ -144,6 +154,12 @@ impl ConnectOptions {
                     options.push('\\');
                 }
                 options.push(c);
+            }
+        }
+        let LoginTimeouts { statement, idle } = self.login_timeouts();
+        for (name, timeout) in [(STATEMENT_TIMEOUT, statement), (IDLE_TIMEOUT, idle)] {
+            if let Some(LoginTimeout::Usual(usual)) = timeout {
+                write!(options, " -c {name}={}", usual.as_millis()).expect("a String takes everything");
             }
         }
         config.options(options);
@@ -358,6 +374,7 @@ mod tests {
             channel_binding: ChannelBinding::Prefer,
             tls: Tls { mode: SslMode::Disable, root_cert: None, identity: None, negotiation: SslNegotiation::Postgres },
             settings: BTreeMap::from([("work_mem".into(), "9MB".into()), ("jit".into(), "off".into())]),
+            nets: None,
         }
     }
 

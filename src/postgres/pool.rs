@@ -5,8 +5,8 @@
 //! and idle never exceed size + overflow; every wait has a bound, and so has the queue.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use deadpool::Runtime;
@@ -27,7 +27,7 @@ use crate::random::jittered;
 pub struct PoolOptions {
     /// Connections kept open.
     pub size: usize,
-    /// Connections beyond, closed when they come back.
+    /// Connections beyond, closed once they are not needed.
     pub overflow_max: usize,
     /// The longest wait for one when all are in use.
     pub timeout: Duration,
@@ -106,6 +106,10 @@ impl ResetMode {
     }
 }
 
+/// How long a connection beyond the pool's size is kept unused: callers that come one behind the other share it, and one
+/// that is not needed is soon gone.
+const OVERFLOW_IDLE: Duration = Duration::from_secs(1);
+
 /// Attempts to log in to a server that starts up or is full, before a caller hears so.
 const ATTEMPTS_MAX: u32 = 5;
 
@@ -124,6 +128,10 @@ pub(super) struct Pool {
     sub_pools: Mutex<HashMap<Arc<ConnectOverrides>, Arc<SubPool>>>,
     census: Arc<Census>,
     login_failures: AtomicU64,
+    /// The first principal that had a connection.
+    first: OnceLock<Principal>,
+    /// Whether others have had one too.
+    shared: AtomicBool,
     /// Counts the transactions that may have changed tables: statements prepared before the last of them are prepared
     /// anew, or they could fail in the middle of a transaction.
     schema_version: AtomicU64,
@@ -168,6 +176,8 @@ impl Pool {
             sub_pools: Mutex::default(),
             census: Arc::new(Census::new(total)),
             login_failures: AtomicU64::new(0),
+            first: OnceLock::new(),
+            shared: AtomicBool::new(false),
             schema_version: AtomicU64::new(0),
             connect,
             options,
@@ -205,6 +215,11 @@ impl Pool {
         self.schema_version.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Whether its connections are used by more than one principal.
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared.load(Ordering::SeqCst)
+    }
+
     fn in_use(&self) -> usize {
         self.total() - self.permits.available_permits()
     }
@@ -226,6 +241,9 @@ impl Pool {
         principal: &Principal,
         overrides: &Arc<ConnectOverrides>,
     ) -> Result<CheckedOut, CheckoutError> {
+        if self.first.get_or_init(|| principal.clone()) != principal {
+            self.shared.store(true, Ordering::SeqCst);
+        }
         let until = Instant::now() + self.options.timeout;
         let mut attempts = 0;
         loop {
@@ -329,6 +347,8 @@ impl Pool {
     async fn get(&self, sub_pool: &SubPool) -> Result<Object<Opener>, PoolError<OpenError>> {
         loop {
             match sub_pool.pool.get().await {
+                // From before others came, whose it is not.
+                Ok(backend) if backend.is_for_one_principal() && self.is_shared() => drop(Object::take(backend)),
                 // Connections in use are bounded by their permits, ours among them: if there is no room, one is idle.
                 Err(PoolError::Backend(OpenError::NoRoom)) => self.close_one_idle(),
                 got => return got,
@@ -349,22 +369,20 @@ impl Pool {
         }
     }
 
-    /// Whether a connection that comes back is one too many to be kept.
-    pub(super) fn is_overflow(&self) -> bool {
-        self.idle() >= self.options.size
-    }
-
     /// Closes what is too old, unused for too long or gone, forgets sub-pools that are empty, and opens what is to be
     /// kept open.
     pub(super) async fn maintain(&self) {
         let sub_pools: Vec<_> = lock(&self.sub_pools).values().cloned().collect();
         let mut spare = self.idle().saturating_sub(self.options.idle_min);
+        let mut beyond = self.idle().saturating_sub(self.options.size);
         for sub_pool in &sub_pools {
             sub_pool.pool.retain(|backend, _| {
                 let unused = spare > 0 && backend.idle_for() >= self.options.idle_timeout;
-                let keep = backend.is_usable() && !unused;
+                let overflowed = beyond > 0 && backend.idle_for() >= OVERFLOW_IDLE;
+                let keep = backend.is_usable() && !unused && !overflowed;
                 if !keep {
                     spare = spare.saturating_sub(1);
+                    beyond = beyond.saturating_sub(1);
                 }
                 keep
             });

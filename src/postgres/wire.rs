@@ -1,7 +1,11 @@
 //! Watches the messages on a connection, for what the driver does not tell: the transaction status of each
-//! ReadyForQuery, the full command tags, and whether PostgreSQL still owes an answer; and changes two of them, for what the
-//! driver does not do: a Bind asks for results in text where there is no reading their binary form, and a row that is too
-//! large never gets into memory.
+//! ReadyForQuery, the full command tags, and whether PostgreSQL still owes an answer; and changes some of them, for what
+//! the driver does not do: a Bind asks for results in text where there is no reading their binary form, a row that is too
+//! large never gets into memory, and requests that belong together share one Sync.
+//!
+//! Requests that share a Sync are answered in one write, and behind one that fails PostgreSQL passes over the rest. The
+//! driver, which sends a Sync with each and waits for as many ReadyForQuery, is told what it would hear if they had gone:
+//! that all is well so far, or that the transaction is aborted.
 //!
 //! Knows message headers, never their meaning to the driver. Invariant: the watcher sees every byte before the driver
 //! does, so once the driver has answered, [`Wire`] knows at least as much.
@@ -46,34 +50,47 @@ pub(super) struct Wire {
     bytes_received: AtomicU64,
 }
 
-/// How a Bind is changed.
-#[derive(Debug)]
-pub(super) enum Bind {
-    /// Not at all: it asks for binary results.
-    AsItIs,
-    /// It asks for its results in these formats.
-    Formats(Arc<[WireFormat]>),
-    /// The Sync behind its Execute does not go. PostgreSQL would pass over it while it takes the data of a COPY, but not
-    /// when the COPY fails at once: the driver, which sends another behind the data, could not tell the answers apart.
-    CopyIn,
+/// How a request is changed.
+#[derive(Debug, Default)]
+pub(super) struct Bind {
+    /// The formats in which its Bind asks for results; `None`: all in binary, as the driver does.
+    pub(super) formats: Option<Arc<[WireFormat]>>,
+    pub(super) sync: Sync,
+}
+
+/// What becomes of the Sync behind a request.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Sync {
+    /// It goes.
+    #[default]
+    Goes,
+    /// It does not go: the request shares that of the next one, which must follow at once.
+    Joins,
+    /// It does not go, but counts: that of a COPY. PostgreSQL would pass over it while it takes the data, but not when the
+    /// COPY fails at once: the driver, which sends another behind the data, could not tell the answers apart.
+    Waits,
+    /// It goes, and has been counted: that behind the data.
+    IsCounted,
 }
 
 impl Bind {
     fn is_changed(&self) -> bool {
-        !matches!(self, Self::AsItIs)
+        self.formats.is_some() || self.sync != Sync::Goes
     }
 }
 
 #[derive(Debug)]
 struct Seen {
-    /// Requests sent that end with a ReadyForQuery not yet received.
-    owed: u32,
+    /// The ReadyForQuery to come, each with how many requests share its Sync but for the last.
+    owed: VecDeque<u32>,
+    /// Requests sent since the last Sync.
+    joined: u32,
+    /// How many of those that share the next ReadyForQuery have been answered.
+    answered: u32,
     status: TransactionStatus,
-    tags: VecDeque<String>,
-    /// How many tags have been taken.
-    tags_taken: usize,
-    /// How many tags there were before the first row that was taken out.
-    row_taken_out: Option<usize>,
+    tags: VecDeque<Tag>,
+    /// Whether a row of the result on its way was taken out.
+    row_taken_out: bool,
     notices: Vec<PgError>,
     backend_pid: Option<i32>,
     /// Prepared statements the server has confirmed, less those it has closed.
@@ -89,15 +106,24 @@ struct Seen {
     lost: Option<Lost>,
 }
 
+/// How a result ended.
+#[derive(Debug)]
+struct Tag {
+    text: String,
+    /// Whether a row of it was taken out.
+    row_taken_out: bool,
+}
+
 impl Wire {
     /// For a connection about to start: its startup is owed the first ReadyForQuery.
     pub(super) fn new() -> Arc<Self> {
         let seen = Seen {
-            owed: 1,
+            owed: VecDeque::from([0]),
+            joined: 0,
+            answered: 0,
             status: TransactionStatus::Idle,
             tags: VecDeque::new(),
-            tags_taken: 0,
-            row_taken_out: None,
+            row_taken_out: false,
             notices: Vec::new(),
             backend_pid: None,
             prepared: 0,
@@ -131,15 +157,19 @@ impl Wire {
     pub(super) fn forget_tags(&self) {
         let mut seen = self.lock();
         seen.tags.clear();
-        (seen.tags_taken, seen.row_taken_out) = (0, None);
+        seen.row_taken_out = false;
     }
 
     /// The next command tag since [`Self::forget_tags`], in the order of the requests.
     pub(super) fn next_tag(&self) -> Option<String> {
+        self.lock().tags.pop_front().map(|tag| tag.text)
+    }
+
+    /// Passes over tags that have come: those of requests ahead of the ones that are of interest.
+    pub(super) fn skip_tags(&self, count: usize) {
         let mut seen = self.lock();
-        let tag = seen.tags.pop_front()?;
-        seen.tags_taken += 1;
-        Some(tag)
+        let count = count.min(seen.tags.len());
+        seen.tags.drain(..count);
     }
 
     /// The notices since [`Self::forget_notices`].
@@ -184,7 +214,7 @@ impl Wire {
                 let seen = self.lock();
                 match &seen.lost {
                     Some(lost) => return Err(lost.clone()),
-                    None if seen.owed == 0 => return Ok(seen.status),
+                    None if seen.owed.is_empty() && seen.joined == 0 => return Ok(seen.status),
                     None => {}
                 }
             }
@@ -251,7 +281,7 @@ impl Wire {
     }
 
     fn next_bind(&self) -> Bind {
-        let bind = self.lock().binds.pop_front().unwrap_or(Bind::AsItIs);
+        let bind = self.lock().binds.pop_front().unwrap_or_default();
         if bind.is_changed() {
             self.changed_binds.fetch_sub(1, Ordering::SeqCst);
         }
@@ -278,7 +308,7 @@ impl Wire {
     /// Whether a row was taken out of the result whose tag is the next.
     pub(super) fn has_taken_rows_out(&self) -> bool {
         let seen = self.lock();
-        seen.row_taken_out == Some(seen.tags_taken)
+        seen.tags.front().map_or(seen.row_taken_out, |tag| tag.row_taken_out)
     }
 
     fn row_bytes_max(&self) -> usize {
@@ -286,19 +316,25 @@ impl Wire {
     }
 
     fn row_taken_out(&self) {
-        let mut seen = self.lock();
-        let before = seen.tags_taken + seen.tags.len();
-        seen.row_taken_out.get_or_insert(before);
+        self.lock().row_taken_out = true;
     }
 
     fn sent(&self, tag: u8) {
         // Query, Sync and FunctionCall each end with one ReadyForQuery.
         if matches!(tag, b'Q' | b'S' | b'F') {
-            self.lock().owed += 1;
+            let mut seen = self.lock();
+            let joined = std::mem::take(&mut seen.joined);
+            seen.owed.push_back(joined);
         }
     }
 
-    fn received(&self, tag: u8, body: &[u8]) {
+    /// A request was sent without its Sync.
+    fn joined(&self) {
+        self.lock().joined += 1;
+    }
+
+    /// Takes note of a message. Returns what the driver is to be told behind it.
+    fn received(&self, tag: u8, body: &[u8]) -> Told {
         match (tag, body) {
             (b'K', [a, b, c, d, ..]) => self.lock().backend_pid = Some(i32::from_be_bytes([*a, *b, *c, *d])),
             (b'S', body) => {
@@ -316,16 +352,21 @@ impl Wire {
                 drop(seen);
                 self.changed.notify_one();
             }
+            (b'I', _) => return self.lock().answered(),
             (b'C', body) => {
                 let mut seen = self.lock();
+                let row_taken_out = std::mem::take(&mut seen.row_taken_out);
                 if seen.tags.len() < TAGS_MAX {
                     let text = body.split(|&byte| byte == 0).next().unwrap_or_default();
-                    seen.tags.push_back(String::from_utf8_lossy(text).into_owned());
+                    let text = String::from_utf8_lossy(text).into_owned();
+                    seen.tags.push_back(Tag { text, row_taken_out });
                 }
+                return seen.answered();
             }
             (b'Z', [status]) => {
                 let mut seen = self.lock();
-                seen.owed = seen.owed.saturating_sub(1);
+                let joined = seen.owed.pop_front().unwrap_or_default();
+                let passed_over = joined - std::mem::take(&mut seen.answered).min(joined);
                 seen.status = match status {
                     b'I' => TransactionStatus::Idle,
                     b'T' => TransactionStatus::Open,
@@ -333,14 +374,59 @@ impl Wire {
                 };
                 drop(seen);
                 self.changed.notify_one();
+                return Told::Aborted(passed_over);
             }
             _ => {}
         }
+        Told::NOTHING
     }
 
     fn lock(&self) -> MutexGuard<'_, Seen> {
         // Nothing panics while it is held, so a poisoned lock holds sound facts.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    /// A request has been answered: not the last of those that share a Sync, as far as is known?
+    fn answered(&mut self) -> Told {
+        if self.answered == self.owed.front().copied().unwrap_or(self.joined) {
+            return Told::NOTHING;
+        }
+        self.answered += 1;
+        Told::Ready
+    }
+}
+
+/// What the driver is told that PostgreSQL has not said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Told {
+    /// That it is ready for the next request.
+    Ready,
+    /// That the transaction is aborted, once for each request that was passed over.
+    Aborted(u32),
+}
+
+impl Told {
+    const NOTHING: Self = Self::Aborted(0);
+
+    fn write(self, to: &mut BytesMut) {
+        const READY: &[u8] = b"Z\0\0\0\x05T";
+        const READY_FAILED: &[u8] = b"Z\0\0\0\x05E";
+        /// As PostgreSQL says it.
+        const ABORTED: &[u8] = b"SERROR\0VERROR\0C25P02\0\
+            Mcurrent transaction is aborted, commands ignored until end of transaction block\0\0";
+        match self {
+            Self::Ready => to.put_slice(READY),
+            Self::Aborted(times) => {
+                for _ in 0..times {
+                    to.put_u8(b'E');
+                    to.put_u32(u32::try_from(ABORTED.len() + 4).unwrap_or_default());
+                    to.put_slice(ABORTED);
+                    to.put_slice(READY_FAILED);
+                }
+            }
+        }
     }
 }
 
@@ -378,6 +464,11 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
                 let news = buf.filled_mut().get_mut(before..).unwrap_or_default();
                 let (came, passed) = (news.len(), incoming.pass(news, wire));
                 wire.bytes_received.fetch_add(came as u64, Ordering::Relaxed);
+                if !incoming.told.is_empty() {
+                    incoming.put(news.get(..passed).unwrap_or_default(), ready);
+                    buf.set_filled(before);
+                    continue;
+                }
                 buf.set_filled(before + passed);
                 // To pass nothing on of what came would mean the end.
                 if passed > 0 || came == 0 {
@@ -395,7 +486,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
                     return Poll::Ready(Ok(()));
                 }
                 let passed = incoming.pass(news, wire);
-                ready.extend_from_slice(&news[..passed]);
+                incoming.put(news.get(..passed).unwrap_or_default(), ready);
             }
         }
     }
@@ -515,6 +606,8 @@ struct Incoming {
     taken_out: bool,
     /// How many bytes of the header are held back: it may be a row's, to be taken out.
     held: usize,
+    /// What the driver is to be told, and behind how many of the bytes that are passed on.
+    told: Vec<(usize, Told)>,
 }
 
 impl Incoming {
@@ -529,6 +622,17 @@ impl Incoming {
     /// What is held back, to be looked at again with what comes next.
     fn held(&self) -> &[u8] {
         &self.header.bytes[..self.held]
+    }
+
+    /// Puts by what is passed on, with what the driver is to be told.
+    fn put(&mut self, passed: &[u8], to: &mut BytesMut) {
+        let mut put = 0;
+        for (at, told) in self.told.drain(..) {
+            to.extend_from_slice(&passed[put..at]);
+            told.write(to);
+            put = at;
+        }
+        to.extend_from_slice(&passed[put..]);
     }
 
     /// Looks at what has come, with what was held back before it, and moves what is to be passed on to its beginning.
@@ -572,7 +676,10 @@ impl Incoming {
                 if std::mem::take(&mut self.taken_out) {
                     wire.row_taken_out();
                 } else {
-                    wire.received(self.header.tag(), &self.kept);
+                    let told = wire.received(self.header.tag(), &self.kept);
+                    if told != Told::NOTHING {
+                        self.told.push((passed, told));
+                    }
                 }
                 self.left = None;
                 self.header = Header::default();
@@ -592,22 +699,12 @@ struct Outgoing {
     left: Option<usize>,
     /// The formats that a Bind on its way is to ask for.
     formats: Option<Arc<[WireFormat]>>,
+    /// What becomes of the next Sync.
     sync: Sync,
     /// The end of that Bind, which does not go.
     tail: Vec<u8>,
     /// What was changed and has not been written yet.
     changed: BytesMut,
-}
-
-/// What becomes of the next Sync.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sync {
-    /// It goes.
-    Goes,
-    /// It does not go, but counts.
-    Stays,
-    /// It goes, and has been counted.
-    IsCounted,
 }
 
 /// Whether messages go as they are.
@@ -637,7 +734,7 @@ impl Outgoing {
 
     /// Whether what comes next continues what has been changed.
     fn is_changing(&self) -> bool {
-        self.formats.is_some() || self.sync == Sync::Stays || self.header.filled > self.header_out
+        self.formats.is_some() || matches!(self.sync, Sync::Joins | Sync::Waits) || self.header.filled > self.header_out
     }
 
     /// Follows what goes, and with [`Pass::Changed`] puts it by as it is to go.
@@ -678,13 +775,9 @@ impl Outgoing {
     fn begin(&mut self, wire: &Wire, pass: Pass) {
         self.left = Some(self.header.body());
         if self.header.tag() == b'B' {
-            match wire.next_bind() {
-                Bind::AsItIs => {}
-                Bind::Formats(formats) => self.formats = Some(formats),
-                Bind::CopyIn => self.sync = Sync::Stays,
-            }
+            Bind { formats: self.formats, sync: self.sync } = wire.next_bind();
         }
-        if self.header.tag() == b'S' && self.sync == Sync::Stays {
+        if self.header.tag() == b'S' && matches!(self.sync, Sync::Joins | Sync::Waits) {
             return;
         }
         let mut header = self.header.bytes;
@@ -714,13 +807,18 @@ impl Outgoing {
                 });
             }
         }
-        self.sync = match (self.header.tag(), self.sync) {
-            (b'S', Sync::IsCounted) => Sync::Goes,
-            (tag, sync) => {
-                wire.sent(tag);
-                if (tag, sync) == (b'S', Sync::Stays) { Sync::IsCounted } else { sync }
+        match (self.header.tag(), self.sync) {
+            (b'S', Sync::IsCounted) => self.sync = Sync::Goes,
+            (b'S', Sync::Joins) => {
+                wire.joined();
+                self.sync = Sync::Goes;
             }
-        };
+            (b'S', Sync::Waits) => {
+                wire.sent(b'S');
+                self.sync = Sync::IsCounted;
+            }
+            (tag, _) => wire.sent(tag),
+        }
         self.left = None;
         self.header = Header::default();
         self.header_out = 0;
@@ -742,13 +840,13 @@ mod tests {
     /// What of these pieces, each read after what was held back, is passed on.
     fn read(wire: &Wire, pieces: &[&[u8]]) -> Vec<u8> {
         let mut incoming = Incoming::default();
-        let mut passed = Vec::new();
+        let mut passed = BytesMut::new();
         for piece in pieces {
             let mut news = [incoming.held(), piece].concat();
             let count = incoming.pass(&mut news, wire);
-            passed.extend_from_slice(&news[..count]);
+            incoming.put(&news[..count], &mut passed);
         }
-        passed
+        passed.to_vec()
     }
 
     /// What goes when the driver writes these pieces.
@@ -778,7 +876,7 @@ mod tests {
         let (wire, startup) = (Wire::new(), message(0, b"user\0x\0\0"));
         let query = message(b'Q', b"x");
         let written = write(&wire, &mut Outgoing::new(), &[&startup[1..], &query]);
-        assert_eq!((written, wire.lock().owed), ([&startup[1..], &query].concat(), 2));
+        assert_eq!((written, wire.lock().owed.len()), ([&startup[1..], &query].concat(), 2));
     }
 
     #[tokio::test]
@@ -799,14 +897,14 @@ mod tests {
         let (wire, mut outgoing) = (Wire::new(), Outgoing::new());
         write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
         wire.received(b'Z', b"I");
-        wire.expect(Bind::CopyIn);
+        wire.expect(Bind { sync: Sync::Waits, ..Bind::default() });
         let begin = [message(b'B', &[0; 8]), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")];
         let written = write(&wire, &mut outgoing, &[&begin.concat()]);
-        assert_eq!((written, wire.lock().owed), (begin[..2].concat(), 1));
+        assert_eq!((written, wire.lock().owed.len()), (begin[..2].concat(), 1));
         let end = [message(b'd', b"data"), message(b'c', b""), message(b'S', b"")].concat();
-        assert_eq!((write(&wire, &mut outgoing, &[&end]), wire.lock().owed), (end, 1));
+        assert_eq!((write(&wire, &mut outgoing, &[&end]), wire.lock().owed.len()), (end, 1));
         write(&wire, &mut outgoing, &[&message(b'S', b"")]);
-        assert_eq!(wire.lock().owed, 2);
+        assert_eq!(wire.lock().owed.len(), 2);
     }
 
     #[test]
@@ -846,7 +944,8 @@ mod tests {
             let expected: Vec<u8> =
                 bodies.iter().zip(&messages).filter(|(body, _)| passes(body)).flat_map(|(_, m)| m.clone()).collect();
             prop_assert_eq!(read(&wire, &pieces(&messages.concat(), &cuts)), expected);
-            prop_assert_eq!(wire.lock().row_taken_out.is_some(), !bodies.iter().all(passes));
+            let taken_out = wire.lock().row_taken_out || wire.lock().tags.iter().any(|tag| tag.row_taken_out);
+            prop_assert_eq!(taken_out, !bodies.iter().all(passes));
             let tags = bodies.iter().filter(|(tag, _)| *tag == b'C').count();
             prop_assert_eq!(wire.lock().tags.len(), tags);
         }
@@ -861,8 +960,8 @@ mod tests {
             write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
             let (mut driver, mut expected) = (Vec::new(), Vec::new());
             for (columns, length) in binds {
-                let formats = vec![WireFormat::Text; columns];
-                wire.expect(if columns > 0 { Bind::Formats(formats.into()) } else { Bind::AsItIs });
+                let formats = (columns > 0).then(|| vec![WireFormat::Text; columns].into());
+                wire.expect(Bind { formats, ..Bind::default() });
                 let start = vec![b'p'; length];
                 driver.extend(message(b'B', &[&start[..], &Outgoing::ALL_BINARY].concat()));
                 driver.extend(message(b'S', b""));
@@ -875,6 +974,46 @@ mod tests {
             }
             prop_assert_eq!(write(&wire, &mut outgoing, &pieces(&driver, &cuts)), expected);
             prop_assert!(!wire.changes_binds());
+        }
+
+        #[test]
+        fn requests_that_share_a_sync_are_answered_as_if_each_had_its_own(
+            count in 1..6_usize,
+            failing in prop::option::of(0..6_usize),
+            cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+        ) {
+            let (wire, mut outgoing) = (Wire::new(), Outgoing::new());
+            write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
+            wire.received(b'Z', b"I");
+            let request = [message(b'B', &[0; 8]), message(b'E', b"\0\0\0\0\0")].concat();
+            let sync = message(b'S', b"");
+            for index in 0..count {
+                let sync = if index + 1 < count { Sync::Joins } else { Sync::Goes };
+                wire.expect(Bind { sync, ..Bind::default() });
+            }
+            let driver = [request.clone(), sync.clone()].concat().repeat(count);
+            let written = write(&wire, &mut outgoing, &pieces(&driver, &cuts));
+            prop_assert_eq!(written, [request.repeat(count), sync].concat());
+            prop_assert_eq!((wire.lock().owed.len(), wire.changes_binds()), (1, false));
+
+            let failing = failing.filter(|failing| *failing < count);
+            let answer = [message(b'2', b""), message(b'C', b"SELECT 0\0")].concat();
+            let (error, ready) = (message(b'E', b"SERROR\0C22012\0\0"), |status| message(b'Z', &[status]));
+            let mut aborted = BytesMut::new();
+            Told::Aborted(1).write(&mut aborted);
+            let (server, expected) = match failing {
+                None => {
+                    let server = [answer.repeat(count), ready(b'T')].concat();
+                    (server, [answer, ready(b'T')].concat().repeat(count))
+                }
+                Some(failing) => {
+                    let server = [answer.repeat(failing), error.clone(), ready(b'E')].concat();
+                    let before = [answer, ready(b'T')].concat().repeat(failing);
+                    (server, [before, error, ready(b'E'), aborted.repeat(count - 1 - failing)].concat())
+                }
+            };
+            prop_assert_eq!(read(&wire, &pieces(&server, &cuts)), expected);
+            prop_assert!(wire.lock().owed.is_empty());
         }
 
         #[test]

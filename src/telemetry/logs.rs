@@ -96,9 +96,10 @@ impl Logs {
             let format = WithTrace(log_format::format().json().with_current_span(false).with_span_list(false));
             log_format::layer().event_format(format).fmt_fields(JsonFields::new()).with_writer(stderr).boxed()
         };
-        let layers: [Box<dyn Layer<Registry> + Send + Sync>; 2] =
-            [written.and_then(sent).with_filter(filter).boxed(), traces.boxed()];
-        tracing_subscriber::registry().with(Vec::from(layers)).init();
+        let mut layers = vec![written.and_then(sent).with_filter(filter).boxed()];
+        // A layer that is none would still have every span made.
+        layers.extend(traces.map(Layer::boxed));
+        tracing_subscriber::registry().with(layers).init();
         // What a panic says may hold a value; where it was, and who it was that died, is enough to find it.
         panic::set_hook(Box::new(|panic| {
             let location = panic.location().map(ToString::to_string);

@@ -277,7 +277,6 @@ impl Observer for Meters {
                 self.connection_use_time.record(used.as_secs_f64(), &[of_pool(engine)]);
                 if let Some(discarded) = discarded {
                     let reason = match discarded {
-                        Discard::Overflow => "overflow",
                         Discard::Policy => "policy",
                         Discard::Unclean => "unclean",
                         Discard::Lost => "lost",

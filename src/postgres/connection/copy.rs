@@ -14,9 +14,9 @@ use tokio::time::timeout;
 use tokio_postgres::Statement as Prepared;
 
 use super::super::begin::{quoted_identifier, quoted_literal};
-use super::super::wire::Bind;
+use super::super::wire::{Bind, Sync};
 use super::PooledConnection;
-use super::pipeline::{CHUNK_BYTES, CHUNK_WAIT, TRANSACTION_ID};
+use super::pipeline::{CHUNK_BYTES, CHUNK_WAIT};
 use crate::broker::bulk::{CopyFormat, CopyOptions, Source, Supply, Table};
 use crate::broker::engine::{Lost, StatementError, Stopped, TransactionOptions, TransactionStatus};
 use crate::broker::error::{Error, Exhausted};
@@ -76,7 +76,7 @@ impl PooledConnection {
         let wire = &self.backend().wire;
         let failures = wire.failures();
         let Some(mut supplied) = supply.open() else { return Err(self.break_off().await) };
-        wire.expect(Bind::CopyIn);
+        wire.expect(Bind { sync: Sync::Waits, ..Bind::default() });
         let sink = match self.backend().client.copy_in::<_, Bytes>(prepared).await {
             Ok(sink) => sink,
             Err(error) => return Err(self.failure(&error).await),
@@ -123,7 +123,7 @@ impl PooledConnection {
         let wire = &self.backend().wire;
         wire.forget_tags();
         wire.take_out_rows(limits.bytes_max);
-        wire.expect(Bind::AsItIs);
+        wire.expect(Bind::default());
         let stream = match self.backend().client.copy_out(prepared).await {
             Ok(stream) => stream,
             Err(error) => return Err(self.failure(&error).await),
@@ -186,8 +186,7 @@ impl PooledConnection {
         let stopped = |error| Stopped { index: 0, error };
         let (row_count, bytes) = copied.map_err(stopped)?;
         if self.xid.get().is_none() {
-            let asking = self.backend().client.simple_query(TRANSACTION_ID);
-            self.note_xid(&self.request(None, asking).await.map_err(stopped)?);
+            self.note_xid(self.request(None, self.ask_xid(true)).await.map_err(stopped)?);
         }
         let wire = &self.backend().wire;
         match wire.settled().await {

@@ -1,6 +1,8 @@
 //! Running statements: each is sent as soon as the one before has been, where that is safe, and read in order.
 //!
-//! Invariants: whatever has been sent is read to its end before PostgreSQL is asked for anything else; nothing is sent
+//! A statement is held back until it is known whether another request follows at once, and then shares that one's Sync:
+//! each Sync is a write of PostgreSQL's and a wake-up here. Invariants: a request that shares the next one's Sync is sent
+//! in one go with it; whatever has been sent is read to its end before PostgreSQL is asked for anything else; nothing is sent
 //! ahead of what may change the meaning of its names; half of what was asked for is never left to commit.
 
 use std::collections::VecDeque;
@@ -18,11 +20,11 @@ use tokio::time::{sleep, timeout};
 use tokio_postgres::{RowStream, Statement as Prepared};
 
 use super::super::opener::Backend;
-use super::super::value::{self, Delimiters, Raw, Refusal};
-use super::super::wire::{Bind, Wire};
-use super::{DriverError, PooledConnection};
+use super::super::value::{self, Delimiters, Encoded, Raw, Refusal};
+use super::super::wire::{Bind, Sync, Wire};
+use super::{Beginning, DriverError, PooledConnection};
 use crate::broker::engine::{
-    Canceller, Connection, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
+    Canceller, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
 };
 use crate::broker::error::{Error, Exhausted, PgError};
 use crate::broker::statement::{
@@ -33,6 +35,9 @@ use crate::broker::value::Value;
 
 /// The most statements sent and not yet answered: enough to hide a round trip, few enough to buffer.
 pub(in crate::postgres) const PIPELINE_MAX: usize = 64;
+
+/// The most requests with one Sync. Fewer than may be unanswered, or the first would be waited for before the Sync is sent.
+const JOINED_MAX: usize = PIPELINE_MAX / 2;
 
 /// How long a cancel request may take to be dealt with. It takes PostgreSQL milliseconds; longer means that the network
 /// or the server is stuck, and only closing the connection helps.
@@ -45,13 +50,14 @@ pub(super) const CHUNK_BYTES: usize = 128 * 1024;
 pub(super) const CHUNK_WAIT: Duration = Duration::from_millis(20);
 
 /// Sent right behind a statement while the transaction has no id that we know of: so it is known before COMMIT is sent.
-pub(super) const TRANSACTION_ID: &str = "SELECT pg_catalog.pg_current_xact_id_if_assigned()";
+pub(in crate::postgres) const TRANSACTION_ID: &str =
+    "SELECT pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text";
 
 /// A request whose answer is to come.
-type Asked<'a, T> = MaybeDone<Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>>;
+pub(super) type Asked<'a, T> = MaybeDone<Pin<Box<dyn Future<Output = Result<T, DriverError>> + Send + 'a>>>;
 
 /// Sends a request without waiting for its answer.
-async fn send<'a, T>(request: impl Future<Output = Result<T, DriverError>> + Send + 'a) -> Asked<'a, T> {
+pub(super) async fn send<'a, T>(request: impl Future<Output = Result<T, DriverError>> + Send + 'a) -> Asked<'a, T> {
     let mut asked: Asked<'a, T> = maybe_done(Box::pin(request));
     // The driver sends when its future is first polled.
     poll_fn(|cx| Poll::Ready(asked.poll_unpin(cx).is_ready())).await;
@@ -59,7 +65,7 @@ async fn send<'a, T>(request: impl Future<Output = Result<T, DriverError>> + Sen
 }
 
 /// The answer to a request.
-async fn answer<T>(mut asked: Asked<'_, T>) -> Result<T, DriverError> {
+pub(super) async fn answer<T>(mut asked: Asked<'_, T>) -> Result<T, DriverError> {
     (&mut asked).await;
     Pin::new(&mut asked).take_output().expect("it is done, and taken once")
 }
@@ -73,6 +79,15 @@ pub(super) struct Sent<'a> {
     rows: Asked<'a, RowStream>,
 }
 
+/// A statement that is ready to be sent.
+struct Held<'a> {
+    statement: &'a Statement,
+    prepared: Prepared,
+    parameters: Vec<Encoded>,
+    reading: Reading,
+    was_cached: bool,
+}
+
 /// How a result is read.
 struct Reading {
     /// As PostgreSQL sends it, by column.
@@ -84,6 +99,13 @@ struct Reading {
 
 /// Statements sent and not yet answered, in order, and what the answered ones brought.
 struct Pipeline<'a> {
+    /// How the transaction begins, unless that has been sent.
+    begin: Option<&'a TransactionOptions>,
+    beginning: Option<Beginning<'a>>,
+    /// The next to be sent.
+    held: Option<Held<'a>>,
+    /// How many have been sent that share a Sync to come.
+    joined: usize,
     sent: VecDeque<Sent<'a>>,
     results: Vec<ResultSet>,
     output: Output<'a>,
@@ -131,7 +153,7 @@ impl PooledConnection {
         match (stale, error) {
             (Some(_), _) if begin.is_some() => {
                 // Nothing else has run in this transaction, so it can begin again and prepare afresh.
-                self.rollback().await.map_err(|lost| Stopped { index, error: StatementError::Lost(lost) })?;
+                self.undo().await.map_err(|lost| Stopped { index, error: StatementError::Lost(lost) })?;
                 let ran = self.run(begin, statements, output, limits, Fresh::Yes).await;
                 ran.map_err(|Halt { index, error, .. }| Stopped { index, error })
             }
@@ -142,18 +164,31 @@ impl PooledConnection {
         }
     }
 
+    /// Rolls back what has been begun for nothing.
+    async fn undo(&self) -> Result<(), Lost> {
+        let answer = self.backend().client.batch_execute("ROLLBACK").await;
+        match (self.backend().wire.settled().await?, answer) {
+            (TransactionStatus::Idle, Ok(())) => Ok(()),
+            (status, answer) => Err(Lost(format!("ROLLBACK left the transaction {status:?}: {answer:?}"))),
+        }
+    }
+
     /// Runs statements in order, sending each before the one before is answered where that is safe. With `Fresh::Yes`
     /// none is taken from the cache.
     async fn run(
         &self,
-        mut begin: Option<&TransactionOptions>,
+        begin: Option<&TransactionOptions>,
         statements: &[Statement],
         output: Output<'_>,
         limits: ResultLimits,
         fresh: Fresh,
     ) -> Result<Vec<ResultSet>, Halt> {
-        let Backend { client, wire, .. } = self.backend();
+        let wire = &self.backend().wire;
         let mut pipeline = Pipeline {
+            begin,
+            beginning: None,
+            held: None,
+            joined: 0,
             sent: VecDeque::new(),
             results: Vec::with_capacity(statements.len()),
             output,
@@ -171,11 +206,11 @@ impl PooledConnection {
                 _ => cached().map_or((None, false), |prepared| (Some(prepared), true)),
             };
             let prepared = match ready {
-                Some(prepared) if begin.is_none() => prepared,
-                ready => {
+                Some(prepared) => prepared,
+                None => {
                     // To be prepared, a statement may need the tables that those before it make.
                     self.land(&mut pipeline, 0).await?;
-                    match self.prepare(begin.take(), statement, ready).await {
+                    match self.prepare(pipeline.begin.take(), statement).await {
                         Ok(prepared) => prepared,
                         Err(error) => return Err(self.halt(pipeline, index, error, was_cached).await),
                     }
@@ -194,30 +229,27 @@ impl PooledConnection {
             if statement.may_change_tables() {
                 self.may_change_tables.store(true, Ordering::Relaxed);
             }
+            self.send_held(&mut pipeline, Sync::Joins).await;
             let formats = formats(&prepared, output.format);
-            let reading = Reading { formats: formats.clone(), delimiters, format: output.format };
-            wire.expect(if formats.contains(&WireFormat::Text) {
-                Bind::Formats(formats.clone())
-            } else {
-                Bind::AsItIs
-            });
-            let run = prepared.clone();
-            let rows = send(async move { client.query_raw(&run, parameters).await }).await;
+            let reading = Reading { formats, delimiters, format: output.format };
+            pipeline.held = Some(Held { statement, prepared: prepared.clone(), parameters, reading, was_cached });
             let is_last = index + 1 == statements.len();
             // What changes the meaning of names must be through before the next statement is looked up.
             let unanswered = if may_soil(statement, &prepared) && !is_last { 0 } else { PIPELINE_MAX };
-            pipeline.sent.push_back(Sent { statement, prepared: prepared.clone(), reading, was_cached, rows });
             last = Some((statement, prepared, was_cached));
             self.land(&mut pipeline, unanswered).await?;
         }
         let ask = self.xid.get().is_none();
-        let asked = OptionFuture::from(ask.then(|| client.simple_query(TRANSACTION_ID)));
+        // By then, the last statement may have dropped what is prepared.
+        let in_full = self.is_soiled() || last.is_some_and(|(statement, prepared, _)| may_soil(statement, &prepared));
+        self.send_held(&mut pipeline, if ask && !in_full { Sync::Joins } else { Sync::Goes }).await;
+        let asked = OptionFuture::from(ask.then(|| self.ask_xid(in_full)));
         let (transaction_id, landed) = join!(asked, self.land(&mut pipeline, 0));
         landed?;
         let stopped = |error| Halt { index: statements.len() - 1, error, was_cached: false };
         match transaction_id {
             None => {}
-            Some(Ok(answers)) => self.note_xid(&answers),
+            Some(Ok(xid)) => self.note_xid(xid),
             // A cancel that came too late for the statement.
             Some(Err(error)) => return Err(stopped(self.failure(&error).await)),
         }
@@ -227,8 +259,35 @@ impl PooledConnection {
         }
     }
 
-    /// Reads answers until no more than `unanswered` are to come.
-    async fn land(&self, pipeline: &mut Pipeline<'_>, unanswered: usize) -> Result<(), Halt> {
+    /// Sends the statement that is held back, if there is one, behind what begins the transaction.
+    async fn send_held<'a>(&'a self, pipeline: &mut Pipeline<'a>, sync: Sync) {
+        let Some(Held { statement, prepared, parameters, reading, was_cached }) = pipeline.held.take() else { return };
+        let Backend { client, wire, .. } = self.backend();
+        if let Some(options) = pipeline.begin.take() {
+            pipeline.beginning = Some(self.send_begin(options, Sync::Joins).await);
+        }
+        let sync = if pipeline.joined < JOINED_MAX { sync } else { Sync::Goes };
+        pipeline.joined = if sync == Sync::Joins { pipeline.joined + 1 } else { 0 };
+        let formats = reading.formats.contains(&WireFormat::Text).then(|| reading.formats.clone());
+        wire.expect(Bind { formats, sync });
+        let run = prepared.clone();
+        let rows = send(async move { client.query_raw(&run, parameters).await }).await;
+        pipeline.sent.push_back(Sent { statement, prepared, reading, was_cached, rows });
+    }
+
+    /// Reads answers until no more than `unanswered` are to come; with 0, to what is held back too.
+    async fn land<'a>(&'a self, pipeline: &mut Pipeline<'a>, unanswered: usize) -> Result<(), Halt> {
+        if unanswered == 0 {
+            self.send_held(pipeline, Sync::Goes).await;
+        }
+        if let Some(beginning) = pipeline.beginning.take_if(|_| pipeline.sent.len() > unanswered) {
+            let tags = beginning.tags;
+            if let Err(error) = beginning.answer().await {
+                drain(None, std::mem::take(&mut pipeline.sent)).await;
+                return Err(Halt { index: 0, error: self.not_begun(&error).await, was_cached: false });
+            }
+            self.backend().wire.skip_tags(tags);
+        }
         while pipeline.sent.len() > unanswered
             && let Some(sent) = pipeline.sent.pop_front()
         {
@@ -360,7 +419,13 @@ impl PooledConnection {
 
     /// Stops at a statement that has not been sent. If others have run before it, they are the first to be blamed, and
     /// otherwise the transaction is failed: half of what was asked must not commit.
-    async fn halt(&self, mut pipeline: Pipeline<'_>, index: usize, error: StatementError, was_cached: bool) -> Halt {
+    async fn halt<'a>(
+        &'a self,
+        mut pipeline: Pipeline<'a>,
+        index: usize,
+        error: StatementError,
+        was_cached: bool,
+    ) -> Halt {
         if let Err(halt) = self.land(&mut pipeline, 0).await {
             return halt;
         }
@@ -386,10 +451,10 @@ impl PooledConnection {
 
     /// The same, with what has to be read yet.
     pub(super) async fn give_up(&self, unread: Option<impl Future<Output = ()>>, why: Error) -> StatementError {
-        let Backend { client, wire, .. } = self.backend();
+        let Backend { client, wire, canceller, .. } = self.backend();
         if let Some(unread) = unread {
             let cancelling = async {
-                match timeout(CANCEL_WAIT, self.canceller.cancel()).await {
+                match timeout(CANCEL_WAIT, canceller.cancel()).await {
                     // Unless it was sent, nothing can come of it: all is being read.
                     Ok(Ok(()) | Err(NotCancelled::Unsent(_))) => Ok(()),
                     Ok(Err(NotCancelled::Lost(lost))) => Err(lost),
