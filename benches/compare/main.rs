@@ -19,6 +19,7 @@ mod servers;
 
 mod broker;
 mod fastapi;
+mod interact;
 mod postgres;
 mod shape;
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::cpu::Process;
 use crate::servers::Endpoints;
 use crate::work::{Caller, Change, Failure, Work};
-use crate::{broker, fastapi, postgres};
+use crate::{broker, fastapi, interact, postgres};
 
 /// A client's changes.
 pub(crate) type Changes = Arc<[Change]>;
@@ -21,6 +21,10 @@ pub(crate) enum Shape {
     Kept,
     /// Through the broker, the whole transaction in one call.
     Run,
+    /// Through the broker, the statements as messages on a stream that is kept, each awaited.
+    Interact,
+    /// Through the broker, the statements as messages on a stream that is kept, both sent at once.
+    InteractPipelined,
     /// Through PgBouncer, each step awaited.
     PgBouncer,
     /// Through PgBouncer, all steps sent at once.
@@ -35,10 +39,12 @@ pub(crate) enum Shape {
 
 impl Shape {
     /// All of them, in the order of the tables.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 10] = [
         Self::Session,
         Self::Kept,
         Self::Run,
+        Self::Interact,
+        Self::InteractPipelined,
         Self::PgBouncer,
         Self::PgBouncerPipelined,
         Self::Direct,
@@ -52,6 +58,8 @@ impl Shape {
             Self::Session => "a",
             Self::Kept => "b",
             Self::Run => "c",
+            Self::Interact => "d1",
+            Self::InteractPipelined => "d2",
             Self::PgBouncer => "pgbouncer",
             Self::PgBouncerPipelined => "pgbouncer pipelined",
             Self::Direct => "direct",
@@ -66,6 +74,8 @@ impl Shape {
             Self::Session => "broker, a: a session for each transaction",
             Self::Kept => "broker, b: Execute, Execute with commit",
             Self::Run => "broker, c: Run",
+            Self::Interact => "broker, d1: Interact, each message awaited",
+            Self::InteractPipelined => "broker, d2: Interact, both messages at once",
             Self::PgBouncer => "PgBouncer, each step awaited",
             Self::PgBouncerPipelined => "PgBouncer, pipelining client",
             Self::Direct => "direct, each step awaited",
@@ -77,7 +87,7 @@ impl Shape {
     /// The process between the client and PostgreSQL.
     pub(crate) fn service(self) -> Option<Process> {
         match self {
-            Self::Session | Self::Kept | Self::Run => Some(Process::Broker),
+            Self::Session | Self::Kept | Self::Run | Self::Interact | Self::InteractPipelined => Some(Process::Broker),
             Self::PgBouncer | Self::PgBouncerPipelined => Some(Process::PgBouncer),
             Self::Direct | Self::DirectPipelined => None,
             Self::FastApi => Some(Process::FastApi),
@@ -87,8 +97,14 @@ impl Shape {
     /// Whether this work is done differently by it than by another shape: a single statement has nothing to pipeline.
     pub(crate) fn does(self, work: Work) -> bool {
         match self {
-            Self::PgBouncerPipelined | Self::DirectPipelined => work == Work::Transaction,
-            Self::Session | Self::Kept | Self::Run | Self::PgBouncer | Self::Direct | Self::FastApi => true,
+            Self::InteractPipelined | Self::PgBouncerPipelined | Self::DirectPipelined => work == Work::Transaction,
+            Self::Session
+            | Self::Kept
+            | Self::Run
+            | Self::Interact
+            | Self::PgBouncer
+            | Self::Direct
+            | Self::FastApi => true,
         }
     }
 
@@ -102,6 +118,8 @@ impl Shape {
             Self::Session => broker::sessions(endpoints, clients).await,
             Self::Kept => broker::kept_sessions(endpoints, clients).await,
             Self::Run => broker::runs(endpoints, clients).await,
+            Self::Interact => interact::streams(endpoints, clients, postgres::Steps::Awaited).await,
+            Self::InteractPipelined => interact::streams(endpoints, clients, postgres::Steps::Pipelined).await,
             Self::PgBouncer => postgres::through_pgbouncer(endpoints, clients, postgres::Steps::Awaited).await,
             Self::PgBouncerPipelined => {
                 postgres::through_pgbouncer(endpoints, clients, postgres::Steps::Pipelined).await

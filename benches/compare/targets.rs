@@ -62,6 +62,7 @@ pub(crate) fn targets(samples: &Samples, siblings: &Siblings) -> Vec<Target> {
         ),
         at_least("c ÷ direct, each step awaited, 32 clients", 0.75, 1.0, rate(32, Shape::Run, Shape::Direct)),
         at_least("b ÷ PgBouncer, 32 clients", 1.3, 1.5, rate(32, Shape::Kept, Shape::PgBouncer)),
+        at_least("d2 ÷ PgBouncer, 32 clients", 1.7, 2.0, rate(32, Shape::InteractPipelined, Shape::PgBouncer)),
         at_least("a ÷ PgBouncer, 32 clients", 0.6, 0.75, rate(32, Shape::Session, Shape::PgBouncer)),
         at_least("c ÷ FastAPI and SQLAlchemy, 32 clients", 15.0, 20.0, rate(32, Shape::Run, Shape::FastApi)),
         at_least("CPU: FastAPI and SQLAlchemy's ÷ the broker's for c", 25.0, 40.0, cpu(Shape::FastApi, Shape::Run)),
