@@ -149,6 +149,33 @@ async fn a_batch_stops_at_the_first_error_and_says_where() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_long_batch_fails_where_its_first_error_is() {
+    let database = Database::create();
+    let broker = Broker::start(&database).await;
+    let session = broker.session().await;
+    // The second time, all are prepared.
+    for _ in 0..2 {
+        for failing in [0, 1, 31, 32, 33, 64, 98, 199] {
+            let fine = "UPDATE accounts SET balance = balance + 1 WHERE id = 1";
+            let mut statements: Vec<_> = (0..200).map(|_| one(fine)).collect();
+            statements[failing] = one("SELECT 1 / (balance - balance) FROM accounts");
+            let failure = session.execute_batch(batch(statements)).await.unwrap_err();
+            assert_eq!(place(&failure), (Some(failing.to_string().as_str()), None));
+            assert_eq!(failure.transaction_state(), TransactionState::Failed);
+            session.rollback().await.unwrap();
+        }
+        let much = (0..200).map(|_| one("SELECT repeat('x', 1000000)")).collect();
+        let failure = session.execute_batch(batch(much)).await.unwrap_err();
+        assert_eq!(
+            (failure.reason.as_str(), failure.transaction_state()),
+            ("RESULT_TOO_LARGE", TransactionState::Failed)
+        );
+        session.rollback().await.unwrap();
+    }
+    assert_eq!(database.balances(), "100 100");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_error_of_a_statement_without_sets_names_none() {
     let database = Database::create();
     let broker = Broker::start(&database).await;

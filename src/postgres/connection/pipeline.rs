@@ -230,6 +230,10 @@ impl PooledConnection {
                 self.may_change_tables.store(true, Ordering::Relaxed);
             }
             self.send_held(&mut pipeline, Sync::Joins).await;
+            if pipeline.joined == 0 {
+                // Without the transaction, PostgreSQL would pass over nothing behind this Sync.
+                self.land_beginning(&mut pipeline).await?;
+            }
             let formats = formats(&prepared, output.format);
             let reading = Reading { formats, delimiters, format: output.format };
             pipeline.held = Some(Held { statement, prepared: prepared.clone(), parameters, reading, was_cached });
@@ -280,13 +284,8 @@ impl PooledConnection {
         if unanswered == 0 {
             self.send_held(pipeline, Sync::Goes).await;
         }
-        if let Some(beginning) = pipeline.beginning.take_if(|_| pipeline.sent.len() > unanswered) {
-            let tags = beginning.tags;
-            if let Err(error) = beginning.answer().await {
-                drain(None, std::mem::take(&mut pipeline.sent)).await;
-                return Err(Halt { index: 0, error: self.not_begun(&error).await, was_cached: false });
-            }
-            self.backend().wire.skip_tags(tags);
+        if pipeline.sent.len() > unanswered {
+            self.land_beginning(pipeline).await?;
         }
         while pipeline.sent.len() > unanswered
             && let Some(sent) = pipeline.sent.pop_front()
@@ -299,6 +298,8 @@ impl PooledConnection {
                 }
                 Err(unread) => unread,
             };
+            // What has been sent is answered only behind a Sync.
+            self.send_held(pipeline, Sync::Goes).await;
             let rest = std::mem::take(&mut pipeline.sent);
             let error = match unread {
                 Unread::Failed(error) => {
@@ -310,6 +311,18 @@ impl PooledConnection {
             };
             return Err(Halt { index, error, was_cached });
         }
+        Ok(())
+    }
+
+    /// Waits until the transaction has begun, if that has been sent. Only what shares its Sync has been sent by then.
+    async fn land_beginning(&self, pipeline: &mut Pipeline<'_>) -> Result<(), Halt> {
+        let Some(beginning) = pipeline.beginning.take() else { return Ok(()) };
+        let tags = beginning.tags;
+        if let Err(error) = beginning.answer().await {
+            drain(None, std::mem::take(&mut pipeline.sent)).await;
+            return Err(Halt { index: 0, error: self.not_begun(&error).await, was_cached: false });
+        }
+        self.backend().wire.skip_tags(tags);
         Ok(())
     }
 
