@@ -275,6 +275,26 @@ async fn what_a_function_prepares_unseen_is_for_no_other_principal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_drops_unseen_what_is_prepared_fails_nobody() {
+    let database = Database::create();
+    database.psql(
+        "CREATE FUNCTION forget() RETURNS int LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEALLOCATE ALL'; RETURN 1; END $$",
+    );
+    let broker = Broker::start_with(&database, "pool_size = 1\nmax_overflow = 0", "").await;
+    let session = broker.session().await;
+    for _ in 0..3 {
+        let before = pid(&session).await;
+        // The transaction's id is known by then, and nothing else is asked with what is prepared.
+        session.execute("UPDATE accounts SET balance = balance WHERE id = 1").await.unwrap();
+        session.execute("SELECT forget()").await.unwrap();
+        session.commit().await.unwrap();
+        assert_eq!(pid(&session).await, before);
+        assert_ne!(pid(&session).await, before);
+        assert_eq!(first_row(&session.execute_and_commit("SELECT forget()").await.unwrap()), [int(1)]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_reset_runs_no_code_of_callers() {
     let database = Database::create();
     database.psql("CREATE TABLE ran (by text); GRANT ALL ON ran TO PUBLIC; GRANT CREATE ON SCHEMA public TO PUBLIC");

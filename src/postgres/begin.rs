@@ -36,11 +36,11 @@ impl LoginTimeout {
     }
 }
 
-/// What begins a transaction, alone in its message. It cannot fail, so that what is sent right behind it never runs outside
-/// of the transaction; an option of its own could fail it.
+/// What begins a transaction. It can fail, if only for being cancelled: what is not to run outside of the transaction is
+/// sent behind its answer, or shares its Sync.
 pub(super) const BEGIN: &str = "BEGIN";
 
-/// What is set behind [`BEGIN`], a few commands. Should one fail, PostgreSQL refuses what follows.
+/// What is set behind [`BEGIN`].
 pub(super) fn settings_sql(options: &TransactionOptions, at_login: &LoginTimeouts) -> Vec<String> {
     let TransactionOptions { isolation_level, read_only, deferrable, lock_timeout, role, settings, nets } = options;
     let mut commands = Vec::new();

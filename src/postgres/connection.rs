@@ -6,7 +6,7 @@
 mod copy;
 mod pipeline;
 
-use pipeline::{Asked, Output, answer, send};
+use pipeline::{Asked, Output, send};
 pub(super) use pipeline::{PIPELINE_MAX, TRANSACTION_ID};
 
 use std::borrow::Cow;
@@ -21,6 +21,7 @@ use deadpool::managed::Object;
 use futures_util::join;
 use lru::LruCache;
 use tokio::time::timeout;
+use tokio_postgres::error::SqlState;
 use tokio_postgres::types::Type;
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow, Statement as Prepared};
 use tracing::debug;
@@ -86,26 +87,6 @@ pub(super) struct PooledConnection {
     cleaned: Option<Result<Checks, Lost>>,
 }
 
-/// A transaction whose beginning has been sent.
-struct Beginning<'a> {
-    begin: Asked<'a, ()>,
-    settings: Option<Asked<'a, ()>>,
-    /// How many command tags it brings.
-    tags: usize,
-}
-
-impl Beginning<'_> {
-    async fn answer(self) -> Result<(), DriverError> {
-        let begun = answer(self.begin).await;
-        // Read to its end whatever the other says.
-        let set = match self.settings {
-            None => Ok(()),
-            Some(settings) => answer(settings).await,
-        };
-        begun.and(set)
-    }
-}
-
 impl PooledConnection {
     pub(super) fn new(checked_out: CheckedOut, pool: Arc<Pool>) -> Self {
         let connection = Self {
@@ -144,7 +125,9 @@ impl PooledConnection {
             self.cache(statement, &prepared);
         }
         // The driver looks unknown types up with statements of its own.
-        self.backend().wire.forget_tags();
+        let wire = &self.backend().wire;
+        wire.settled().await.map_err(StatementError::Lost)?;
+        wire.forget_tags();
         Ok(prepared)
     }
 
@@ -211,39 +194,50 @@ impl PooledConnection {
         options: &TransactionOptions,
         first: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, StatementError> {
-        let beginning = self.send_begin(options, Sync::Goes).await;
-        let (begun, first) = join!(beginning.answer(), first);
+        let Backend { client, wire, login_timeouts, .. } = self.backend();
+        self.note_isolation(options);
+        let mut commands = settings_sql(options, login_timeouts);
+        commands.insert(0, BEGIN.to_owned());
+        let sql = commands.join("; ");
+        let (begun, first) = join!(client.batch_execute(&sql), first);
         if let Err(error) = begun {
             return Err(self.not_begun(&error).await);
         }
-        match (self.backend().wire.settled().await, first) {
+        match (wire.settled().await, first) {
             (Ok(_), Ok(first)) => Ok(first),
             (Ok(_), Err(error)) => Err(self.failure(&error).await),
             (Err(lost), _) => Err(StatementError::LostBeforeBegin(lost)),
         }
     }
 
-    /// Sends what begins the transaction. What is sent behind it runs in the transaction, or not at all; if it shares the
-    /// Sync, it must be a statement's.
-    async fn send_begin(&self, options: &TransactionOptions, sync: Sync) -> Beginning<'_> {
-        let Backend { client, wire, login_timeouts, own, .. } = self.backend();
+    /// What begins the transaction, if it can share a Sync with its first statement: there is nothing to be set.
+    fn begin_ahead(&self, options: &TransactionOptions) -> Option<&Prepared> {
+        let Backend { login_timeouts, own, .. } = self.backend();
+        own.as_ref().filter(|_| settings_sql(options, login_timeouts).is_empty()).map(|own| &own.begin)
+    }
+
+    /// Sends what begins the transaction. A statement must follow at once: it runs in the transaction, or not at all.
+    async fn send_begin<'a>(&'a self, begin: &'a Prepared) -> Asked<'a, u64> {
+        let Backend { client, wire, .. } = self.backend();
+        wire.expect(Bind { sync: Sync::Joins, ..Bind::default() });
+        send(client.execute(begin, &[])).await
+    }
+
+    fn note_isolation(&self, options: &TransactionOptions) {
         if options.isolation_level == Some(IsolationLevel::Serializable) {
             self.may_act.store(true, Ordering::Relaxed);
         }
-        let settings = settings_sql(options, login_timeouts);
-        let begin = match own {
-            Some(own) if settings.is_empty() => {
-                wire.expect(Bind { sync, ..Bind::default() });
-                send(async { client.execute(&own.begin, &[]).await.map(drop) }).await
-            }
-            _ => send(client.batch_execute(BEGIN)).await,
-        };
-        let tags = 1 + settings.len();
-        let settings = match settings.join("; ") {
-            sql if sql.is_empty() => None,
-            sql => Some(send(async move { client.batch_execute(&sql).await }).await),
-        };
-        Beginning { begin, settings, tags }
+    }
+
+    /// Whether the broker's own prepared statements are gone: a function has dropped them, unseen. Then all is sent in full,
+    /// and the connection is not used again.
+    fn misses_own_statements(&self, error: &DriverError) -> bool {
+        let misses = error.code() == Some(&SqlState::INVALID_SQL_STATEMENT_NAME);
+        if misses {
+            self.soiled.store(true, Ordering::Relaxed);
+            self.spent.store(true, Ordering::Relaxed);
+        }
+        misses
     }
 
     /// Why there is no transaction, once PostgreSQL is ready again.
@@ -371,11 +365,11 @@ impl PooledConnection {
         }
     }
 
-    /// Ends the transaction, and cleans the connection right behind it. Returns the answer to the end, once PostgreSQL is
-    /// ready again.
+    /// Ends the transaction, and cleans the connection right behind it, unless there may be much to clean: nobody is to wait
+    /// for that. Returns the answer to the end, once PostgreSQL is ready again.
     async fn finish(&mut self, end: &str) -> (Result<(), DriverError>, Result<TransactionStatus, Lost>) {
         self.backend().wire.forget_tags();
-        let (answer, cleaned) = match self.checks() {
+        let (answer, cleaned) = match self.checks().filter(|_| !self.is_soiled()) {
             None => (self.backend().client.batch_execute(end).await, None),
             Some(Checks::Trusting) => {
                 let answer = self.backend().client.batch_execute(&Checks::Trusting.sql(Some(end))).await;

@@ -241,9 +241,19 @@ impl Pool {
         principal: &Principal,
         overrides: &Arc<ConnectOverrides>,
     ) -> Result<CheckedOut, CheckoutError> {
+        // Before it can get one that is clean for somebody else only.
         if self.first.get_or_init(|| principal.clone()) != principal {
             self.shared.store(true, Ordering::SeqCst);
         }
+        self.take(principal, overrides).await
+    }
+
+    /// The same, for no principal to use.
+    async fn take(
+        &self,
+        principal: &Principal,
+        overrides: &Arc<ConnectOverrides>,
+    ) -> Result<CheckedOut, CheckoutError> {
         let until = Instant::now() + self.options.timeout;
         let mut attempts = 0;
         loop {
@@ -401,7 +411,7 @@ impl Pool {
         let mut fresh = Vec::new();
         while self.census.open() < self.options.idle_min.min(self.options.size) {
             // Held until all are open, or the same one would be handed out again.
-            match self.checkout(&Principal::anonymous(), &own).await {
+            match self.take(&Principal::anonymous(), &own).await {
                 Ok(checked_out) => fresh.push(checked_out),
                 Err(error) => {
                     debug!(cause = %error, "cannot keep the least number of connections open");

@@ -165,13 +165,6 @@ impl Wire {
         self.lock().tags.pop_front().map(|tag| tag.text)
     }
 
-    /// Passes over tags that have come: those of requests ahead of the ones that are of interest.
-    pub(super) fn skip_tags(&self, count: usize) {
-        let mut seen = self.lock();
-        let count = count.min(seen.tags.len());
-        seen.tags.drain(..count);
-    }
-
     /// The notices since [`Self::forget_notices`].
     pub(super) fn take_notices(&self) -> Vec<PgError> {
         std::mem::take(&mut self.lock().notices)

@@ -22,7 +22,7 @@ use tokio_postgres::{RowStream, Statement as Prepared};
 use super::super::opener::Backend;
 use super::super::value::{self, Delimiters, Encoded, Raw, Refusal};
 use super::super::wire::{Bind, Sync, Wire};
-use super::{Beginning, DriverError, PooledConnection};
+use super::{DriverError, PooledConnection};
 use crate::broker::engine::{
     Canceller, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
 };
@@ -101,7 +101,7 @@ struct Reading {
 struct Pipeline<'a> {
     /// How the transaction begins, unless that has been sent.
     begin: Option<&'a TransactionOptions>,
-    beginning: Option<Beginning<'a>>,
+    beginning: Option<Asked<'a, u64>>,
     /// The next to be sent.
     held: Option<Held<'a>>,
     /// How many have been sent that share a Sync to come.
@@ -206,7 +206,15 @@ impl PooledConnection {
                 _ => cached().map_or((None, false), |prepared| (Some(prepared), true)),
             };
             let prepared = match ready {
-                Some(prepared) => prepared,
+                Some(prepared) => {
+                    if let Some(options) = pipeline.begin.take_if(|options| self.begin_ahead(options).is_none()) {
+                        if let Err(error) = self.begin(options, async { Ok(()) }).await {
+                            return Err(self.halt(pipeline, index, error, was_cached).await);
+                        }
+                        wire.forget_tags();
+                    }
+                    prepared
+                }
                 None => {
                     // To be prepared, a statement may need the tables that those before it make.
                     self.land(&mut pipeline, 0).await?;
@@ -245,7 +253,9 @@ impl PooledConnection {
         }
         let ask = self.xid.get().is_none();
         // By then, the last statement may have dropped what is prepared.
-        let in_full = self.is_soiled() || last.is_some_and(|(statement, prepared, _)| may_soil(statement, &prepared));
+        let in_full = self.backend().own.is_none()
+            || self.is_soiled()
+            || last.is_some_and(|(statement, prepared, _)| may_soil(statement, &prepared));
         self.send_held(&mut pipeline, if ask && !in_full { Sync::Joins } else { Sync::Goes }).await;
         let asked = OptionFuture::from(ask.then(|| self.ask_xid(in_full)));
         let (transaction_id, landed) = join!(asked, self.land(&mut pipeline, 0));
@@ -254,8 +264,11 @@ impl PooledConnection {
         match transaction_id {
             None => {}
             Some(Ok(xid)) => self.note_xid(xid),
-            // A cancel that came too late for the statement.
-            Some(Err(error)) => return Err(stopped(self.failure(&error).await)),
+            // A cancel that came too late for the statement; or there is nothing any more to ask with.
+            Some(Err(error)) => {
+                let was_cached = self.misses_own_statements(&error);
+                return Err(Halt { was_cached, ..stopped(self.failure(&error).await) });
+            }
         }
         match wire.settled().await {
             Ok(_) => Ok(pipeline.results),
@@ -267,8 +280,8 @@ impl PooledConnection {
     async fn send_held<'a>(&'a self, pipeline: &mut Pipeline<'a>, sync: Sync) {
         let Some(Held { statement, prepared, parameters, reading, was_cached }) = pipeline.held.take() else { return };
         let Backend { client, wire, .. } = self.backend();
-        if let Some(options) = pipeline.begin.take() {
-            pipeline.beginning = Some(self.send_begin(options, Sync::Joins).await);
+        if let Some(begin) = pipeline.begin.take().and_then(|options| self.begin_ahead(options)) {
+            pipeline.beginning = Some(self.send_begin(begin).await);
         }
         let sync = if pipeline.joined < JOINED_MAX { sync } else { Sync::Goes };
         pipeline.joined = if sync == Sync::Joins { pipeline.joined + 1 } else { 0 };
@@ -317,12 +330,14 @@ impl PooledConnection {
     /// Waits until the transaction has begun, if that has been sent. Only what shares its Sync has been sent by then.
     async fn land_beginning(&self, pipeline: &mut Pipeline<'_>) -> Result<(), Halt> {
         let Some(beginning) = pipeline.beginning.take() else { return Ok(()) };
-        let tags = beginning.tags;
-        if let Err(error) = beginning.answer().await {
+        if let Err(error) = answer(beginning).await {
             drain(None, std::mem::take(&mut pipeline.sent)).await;
-            return Err(Halt { index: 0, error: self.not_begun(&error).await, was_cached: false });
+            let was_cached = self.misses_own_statements(&error);
+            let error = if was_cached { self.failure(&error).await } else { self.not_begun(&error).await };
+            return Err(Halt { index: 0, error, was_cached });
         }
-        self.backend().wire.skip_tags(tags);
+        // BEGIN's own.
+        self.backend().wire.next_tag();
         Ok(())
     }
 
