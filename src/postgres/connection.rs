@@ -195,7 +195,9 @@ impl PooledConnection {
         first: impl Future<Output = Result<T, DriverError>>,
     ) -> Result<T, StatementError> {
         let Backend { client, wire, login_timeouts, .. } = self.backend();
-        self.note_isolation(options);
+        if options.isolation_level == Some(IsolationLevel::Serializable) {
+            self.may_act.store(true, Ordering::Relaxed);
+        }
         let mut commands = settings_sql(options, login_timeouts);
         commands.insert(0, BEGIN.to_owned());
         let sql = commands.join("; ");
@@ -210,7 +212,7 @@ impl PooledConnection {
         }
     }
 
-    /// What begins the transaction, if it can share a Sync with its first statement: there is nothing to be set.
+    /// What begins the transaction, if it can share a Sync with its first statement, as where there is nothing to be set.
     fn begin_ahead(&self, options: &TransactionOptions) -> Option<&Prepared> {
         let Backend { login_timeouts, own, .. } = self.backend();
         own.as_ref().filter(|_| settings_sql(options, login_timeouts).is_empty()).map(|own| &own.begin)
@@ -221,12 +223,6 @@ impl PooledConnection {
         let Backend { client, wire, .. } = self.backend();
         wire.expect(Bind { sync: Sync::Joins, ..Bind::default() });
         send(client.execute(begin, &[])).await
-    }
-
-    fn note_isolation(&self, options: &TransactionOptions) {
-        if options.isolation_level == Some(IsolationLevel::Serializable) {
-            self.may_act.store(true, Ordering::Relaxed);
-        }
     }
 
     /// Whether the broker's own prepared statements are gone: a function has dropped them, unseen. Then all is sent in full,

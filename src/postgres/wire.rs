@@ -64,7 +64,7 @@ pub(super) enum Sync {
     /// It goes.
     #[default]
     Goes,
-    /// It does not go: the request shares that of the next one, which must follow at once.
+    /// It does not go: the request shares that of the next one, which must follow before its answer is waited for.
     Joins,
     /// It does not go, but counts: that of a COPY. PostgreSQL would pass over it while it takes the data, but not when the
     /// COPY fails at once: the driver, which sends another behind the data, could not tell the answers apart.
@@ -381,7 +381,7 @@ impl Wire {
 }
 
 impl Seen {
-    /// A request has been answered: not the last of those that share a Sync, as far as is known?
+    /// A request has been answered. Behind all but the last of those that share a Sync, the driver waits for more.
     fn answered(&mut self) -> Told {
         if self.answered == self.owed.front().copied().unwrap_or(self.joined) {
             return Told::NOTHING;

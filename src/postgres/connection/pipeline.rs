@@ -1,9 +1,9 @@
 //! Running statements: each is sent as soon as the one before has been, where that is safe, and read in order.
 //!
-//! A statement is held back until it is known whether another request follows at once, and then shares that one's Sync:
-//! each Sync is a write of PostgreSQL's and a wake-up here. Invariants: a request that shares the next one's Sync is sent
-//! in one go with it; whatever has been sent is read to its end before PostgreSQL is asked for anything else; nothing is sent
-//! ahead of what may change the meaning of its names; half of what was asked for is never left to commit.
+//! A statement is held back until it is known whether another request follows, and then shares that one's Sync: each Sync
+//! is a write of PostgreSQL's and a wake-up here. Invariants: a request that shares the next one's Sync is followed by that
+//! one, whatever fails; whatever has been sent is read to its end before PostgreSQL is asked for anything else; nothing is
+//! sent ahead of what may change the meaning of its names; half of what was asked for is never left to commit.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
