@@ -533,11 +533,8 @@ impl Connection for PooledConnection {
     }
 
     async fn rollback(&mut self) -> Result<(), Lost> {
-        match self.finish("ROLLBACK").await {
-            (Ok(()), Ok(TransactionStatus::Idle)) => Ok(()),
-            (_, Err(lost)) => Err(lost),
-            (answer, Ok(status)) => Err(Lost(format!("ROLLBACK left the transaction {status:?}: {answer:?}"))),
-        }
+        let (answer, status) = self.finish("ROLLBACK").await;
+        rolled_back(answer, status)
     }
 
     async fn lost(&mut self) -> Lost {
@@ -578,6 +575,14 @@ impl Drop for PooledConnection {
             // Taken out of the pool, which may then open another; dropping it closes the socket at once.
             drop(Object::take(backend));
         }
+    }
+}
+
+/// Whether ROLLBACK, answered so and leaving the connection so, has ended its transaction.
+fn rolled_back(answer: Result<(), DriverError>, status: Result<TransactionStatus, Lost>) -> Result<(), Lost> {
+    match (status?, answer) {
+        (TransactionStatus::Idle, Ok(())) => Ok(()),
+        (status, answer) => Err(Lost(format!("ROLLBACK left the transaction {status:?}: {answer:?}"))),
     }
 }
 

@@ -22,7 +22,7 @@ use tokio_postgres::{RowStream, Statement as Prepared};
 use super::super::opener::Backend;
 use super::super::value::{self, Delimiters, Encoded, Raw, Refusal};
 use super::super::wire::{Bind, Sync, Wire};
-use super::{DriverError, PooledConnection};
+use super::{DriverError, PooledConnection, rolled_back};
 use crate::broker::engine::{
     Canceller, Lost, NotCancelled, StatementError, Stopped, TransactionOptions, TransactionStatus,
 };
@@ -167,10 +167,7 @@ impl PooledConnection {
     /// Rolls back what has been begun for nothing.
     async fn undo(&self) -> Result<(), Lost> {
         let answer = self.backend().client.batch_execute("ROLLBACK").await;
-        match (self.backend().wire.settled().await?, answer) {
-            (TransactionStatus::Idle, Ok(())) => Ok(()),
-            (status, answer) => Err(Lost(format!("ROLLBACK left the transaction {status:?}: {answer:?}"))),
-        }
+        rolled_back(answer, self.backend().wire.settled().await)
     }
 
     /// Runs statements in order, sending each before the one before is answered where that is safe. With `Fresh::Yes`
