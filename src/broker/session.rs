@@ -943,7 +943,7 @@ impl Session {
                     Ok(taken) => taken,
                     Err(error) => {
                         drop(state);
-                        return transaction::refuse(*first, Some(error));
+                        return transaction::refuse(first, Some(error));
                     }
                 };
                 let (commands, received) = mpsc::channel(1);
@@ -966,7 +966,7 @@ impl Session {
                 }));
                 state.tell();
                 drop(state);
-                let task = transaction::run(self.clone(), *first, received, deadline);
+                let task = transaction::run(self.clone(), first, received, deadline);
                 self.shared.transactions.spawn(async move {
                     task.await;
                     // It goes too when the task is dropped or dies.

@@ -225,11 +225,11 @@ impl Deadline {
 /// Runs a transaction from its first statement to its end.
 pub(super) async fn run(
     session: Arc<Session>,
-    first: Execute,
+    mut first: Box<Execute>,
     mut commands: mpsc::Receiver<Command>,
     deadline: Instant,
 ) {
-    let first = Execute { deadline: first.deadline.or_earlier(deadline, Bound::TransactionTimeout), ..first };
+    first.deadline = first.deadline.or_earlier(deadline, Bound::TransactionTimeout);
     let mut record = Record::begin(session.clone(), &first.call.span);
     let Some((connection, first)) = checkout(&session, first, &mut commands).await else { return };
     record.connected();
@@ -258,9 +258,9 @@ pub(super) async fn run(
 /// Waits for a connection, as long as the caller does.
 async fn checkout(
     session: &Session,
-    mut first: Execute,
+    mut first: Box<Execute>,
     commands: &mut mpsc::Receiver<Command>,
-) -> Option<(Box<dyn Connection>, Execute)> {
+) -> Option<(Box<dyn Connection>, Box<Execute>)> {
     let engine = session.engine();
     let denied = || session.observer().observe(Event::ConnectionDenied { engine: engine.name() });
     let error = tokio::select! {
@@ -288,8 +288,8 @@ async fn checkout(
 }
 
 /// Ends a transaction that has not begun; with an error, if there is somebody to hear it.
-pub(super) fn refuse(first: Execute, error: Option<Error>) {
-    let Execute { call, mut running, .. } = first;
+pub(super) fn refuse(first: Box<Execute>, error: Option<Error>) {
+    let Execute { call, mut running, .. } = *first;
     running.was_stopped = error.as_ref().is_none_or(was_stopped);
     match error {
         Some(error) => call.refuse(Progress::Over(None), error, None),
@@ -367,7 +367,7 @@ impl Transaction {
     /// Does what a call asks. Returns how the transaction ended if it did.
     async fn obey(&mut self, command: Command) -> Option<End> {
         match command {
-            Command::Execute(execute) => self.execute(*execute, None).await,
+            Command::Execute(execute) => self.execute(execute, None).await,
             Command::Commit { answer_by, turn, reply, span } => {
                 Some(self.commit(Committing { answer_by, span, caller: CommitCaller::Commit(turn, reply) }).await)
             }
@@ -387,8 +387,8 @@ impl Transaction {
     }
 
     /// Does a call's work, and the commit behind it if asked for. Returns how the transaction ended if it did.
-    async fn execute(&mut self, execute: Execute, begin: Option<&TransactionOptions>) -> Option<End> {
-        let Execute { begin: _, work, commit, limits, deadline, answer_by, mut running, mut call } = execute;
+    async fn execute(&mut self, execute: Box<Execute>, begin: Option<&TransactionOptions>) -> Option<End> {
+        let Execute { begin: _, work, commit, limits, deadline, answer_by, mut running, mut call } = *execute;
         if let Err(error) = self.check_savepoint(&work) {
             return self.fail(error, None, commit, call).await;
         }
@@ -632,7 +632,7 @@ impl Transaction {
                 self.record.ended(self.verdict.as_ref());
                 self.record.returned(Some(Discard::Lost));
             }
-            End::CommitLost(committing) => self.resolve(committing).await,
+            End::CommitLost(committing) => Box::pin(self.resolve(committing)).await,
         }
     }
 

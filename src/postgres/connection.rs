@@ -487,8 +487,8 @@ impl Connection for PooledConnection {
                 let output = Output { format: *format, sink: None };
                 self.run_or_prepare_afresh(begin, statements, output, limits).await
             }
-            Work::CopyIn(what, supply) => self.copy_in(begin, &what.0, &what.1, supply).await,
-            Work::CopyOut(what, sink) => self.copy_out(begin, &what.0, &what.1, sink, limits).await,
+            Work::CopyIn(what, supply) => Box::pin(self.copy_in(begin, &what.0, &what.1, supply)).await,
+            Work::CopyOut(what, sink) => Box::pin(self.copy_out(begin, &what.0, &what.1, sink, limits)).await,
             Work::Stream(what, sink) => {
                 let output = Output { format: what.1, sink: Some(sink) };
                 self.run_or_prepare_afresh(begin, slice::from_ref(&what.0), output, limits).await

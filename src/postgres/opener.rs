@@ -153,7 +153,8 @@ impl Manager for Opener {
     type Error = OpenError;
 
     async fn create(&self) -> Result<Backend, OpenError> {
-        self.open().await
+        // Apart, for it is large and rare, and would be moved about with every checkout.
+        Box::pin(self.open()).await
     }
 
     async fn recycle(&self, backend: &mut Backend, _: &Metrics) -> RecycleResult<OpenError> {
@@ -165,7 +166,7 @@ impl Manager for Opener {
         if backend.idle_for() < self.pre_ping_after && attrs == TargetSessionAttrs::Any {
             return Ok(());
         }
-        let standing = backend.ask().await.map_err(RecycleError::message)?;
+        let standing = Box::pin(backend.ask()).await.map_err(RecycleError::message)?;
         // What is only preferred is no reason to give up a connection.
         if standing.suits(attrs) || attrs == TargetSessionAttrs::PreferStandby {
             Ok(())

@@ -215,7 +215,7 @@ impl PooledConnection {
                 None => {
                     // To be prepared, a statement may need the tables that those before it make.
                     self.land(&mut pipeline, 0).await?;
-                    match self.prepare(pipeline.begin.take(), statement).await {
+                    match Box::pin(self.prepare(pipeline.begin.take(), statement)).await {
                         Ok(prepared) => prepared,
                         Err(error) => return Err(self.halt(pipeline, index, error, was_cached).await),
                     }
@@ -471,7 +471,7 @@ impl PooledConnection {
         why: Error,
     ) -> StatementError {
         let unread = (rows.is_some() || !rest.is_empty()).then(|| drain(rows, rest));
-        self.give_up(unread, why).await
+        Box::pin(self.give_up(unread, why)).await
     }
 
     /// The same, with what has to be read yet.
