@@ -20,5 +20,6 @@ mod listener;
 mod opener;
 mod outcome;
 mod pool;
+mod reset;
 
 pub mod engine;
