@@ -51,7 +51,8 @@ pub(super) fn link(span: &Span, place: TracePlace) {
     ));
 }
 
-/// The span of a call, in the trace that its headers name.
+/// The span of a call, in the trace that its headers name; none if that is not kept, so that nothing is spent on others
+/// within it.
 pub(super) fn call(method: &str, header: &dyn Fn(&str) -> Option<String>) -> Span {
     let span = info_span!(
         target: TRACE, "call", otel.name = method, otel.kind = "server", otel.status_code = Empty,
@@ -63,6 +64,9 @@ pub(super) fn call(method: &str, header: &dyn Fn(&str) -> Option<String>) -> Spa
             .extract(&Headers { traceparent: header("traceparent"), tracestate: header("tracestate") });
         // It has been made just now: nothing has started it.
         let _ = span.set_parent(parent);
+        if !span.context().span().span_context().is_sampled() {
+            return Span::none();
+        }
     }
     span
 }
