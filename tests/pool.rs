@@ -288,6 +288,7 @@ async fn a_function_that_drops_unseen_what_is_prepared_fails_nobody() {
         session.execute("UPDATE accounts SET balance = balance WHERE id = 1").await.unwrap();
         session.execute("SELECT forget()").await.unwrap();
         session.commit().await.unwrap();
+        assert_eq!(pid(&session).await, before);
         assert_ne!(pid(&session).await, before);
         assert_eq!(first_row(&session.execute_and_commit("SELECT forget()").await.unwrap()), [int(1)]);
     }

@@ -30,7 +30,6 @@ use super::begin::{BEGIN, quoted_identifier, settings_sql};
 use super::error::pg_error;
 use super::opener::Backend;
 use super::pool::{CheckedOut, Pool, ResetMode};
-use super::reset::{self, Checks};
 use super::value::{self, DatabaseType, Delimiters, NamedType};
 use super::wire::{Bind, Sync};
 use crate::broker::commit::Cluster;
@@ -44,6 +43,25 @@ use crate::broker::statement::{ResultLimits, ResultSet, Statement};
 
 /// How long a reset may take; it does next to nothing, so longer means stuck.
 const RESET_GRACE: Duration = Duration::from_secs(2);
+
+/// What `DISCARD ALL` does, but for the driver's own prepared statements, which are kept with their plans. It runs right
+/// behind what ends a transaction, in one message with it.
+///
+/// It runs as the login role, so every name in it, operators and types included, is PostgreSQL's own: a caller may have
+/// made its namesake in a schema on the path.
+const RESET: &str = "CLOSE ALL; SET SESSION AUTHORIZATION DEFAULT; RESET ALL; UNLISTEN *; DISCARD TEMP; \
+    DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all()";
+
+/// A new seed for random(), and a count of the prepared statements: those that callers have left cannot be dropped alone,
+/// and those of the driver that callers have dropped cannot be brought back, so either costs the connection.
+///
+/// It costs PostgreSQL as much as the rest of a short transaction. So it is left out behind one that showed nothing but
+/// SELECT, INSERT, UPDATE, DELETE and MERGE, as long as all connections of the pool are one principal's.
+const PROOF: &str = "SELECT \
+    pg_catalog.setseed(pg_catalog.hashtext(pg_catalog.gen_random_uuid()::pg_catalog.text)::pg_catalog.float8 \
+        OPERATOR(pg_catalog./) 2147483648::pg_catalog.float8), \
+    pg_catalog.count(*) FILTER (WHERE from_sql), pg_catalog.count(*) FILTER (WHERE NOT from_sql) \
+    FROM pg_catalog.pg_prepared_statement()";
 
 type DriverError = tokio_postgres::Error;
 
@@ -346,22 +364,22 @@ impl PooledConnection {
     /// Ends the transaction, and cleans the connection right behind it, unless there may be much to clean: nobody is to wait
     /// for that. Returns the answer to the end, once PostgreSQL is ready again.
     async fn finish(&mut self, end: &str) -> (Result<(), DriverError>, Result<TransactionStatus, Lost>) {
-        let checks = self.checks().filter(|_| !self.is_soiled());
-        let Backend { client, wire, .. } = self.backend();
-        wire.forget_tags();
-        if let Some(checks) = checks {
-            self.append_reset(checks);
-        }
-        let answer = client.batch_execute(end).await;
-        let settled = wire.settled().await;
-        self.cleaned = checks.filter(|_| answer.is_ok()).map(|checks| self.cleaned(checks));
-        (answer, settled)
-    }
-
-    /// Has what cleans the connection go behind the next command.
-    fn append_reset(&self, checks: Checks) {
-        let Backend { wire, own, .. } = self.backend();
-        wire.append(reset::commands(checks, own.is_some()));
+        self.backend().wire.forget_tags();
+        let (answer, cleaned) = match self.checks().filter(|_| !self.is_soiled()) {
+            None => (self.backend().client.batch_execute(end).await, None),
+            Some(Checks::Trusting) => {
+                let answer = self.backend().client.batch_execute(&Checks::Trusting.sql(Some(end))).await;
+                let cleaned = answer.is_ok().then(|| self.cleaned(Checks::Trusting, &[]));
+                (answer, cleaned)
+            }
+            Some(checks @ Checks::All) => {
+                let answers = self.backend().client.simple_query(&checks.sql(Some(end))).await;
+                let cleaned = answers.as_ref().ok().map(|answers| self.cleaned(checks, answers));
+                (answers.map(drop), cleaned)
+            }
+        };
+        self.cleaned = cleaned;
+        (answer, self.backend().wire.settled().await)
     }
 
     /// How thoroughly the connection is to be cleaned; `None` when it is not to be used again anyway.
@@ -378,16 +396,21 @@ impl PooledConnection {
         }
     }
 
-    /// Whether a reset that has been answered has made the connection as clean as a new one.
-    fn cleaned(&self, checks: Checks) -> Result<Checks, Lost> {
+    /// Whether the answers to a reset prove that the connection is as clean as a new one.
+    fn cleaned(&self, checks: Checks, answers: &[SimpleQueryMessage]) -> Result<Checks, Lost> {
         let wire = &self.backend().wire;
-        match wire.appended_row() {
-            _ if wire.status() != TransactionStatus::Idle => Err(Lost("a transaction was left open".into())),
-            None => Err(Lost("the reset failed".into())),
-            Some((row, prepared)) if checks == Checks::All && !reset::proves(&row, prepared) => {
-                Err(Lost("prepared statements were left, or the broker's were dropped".into()))
+        let is_idle = wire.status() == TransactionStatus::Idle;
+        let has_own_statements = || {
+            let row = answers.iter().rev().find_map(row);
+            let prepared = row.and_then(|row| Some((row.get(1)?, row.get(2)?.parse().ok()?)));
+            prepared == Some(("0", wire.prepared()))
+        };
+        match checks {
+            _ if !is_idle => Err(Lost("a transaction was left open".into())),
+            Checks::All if !has_own_statements() => {
+                Err(Lost("prepared statements were left, or the driver's were dropped".into()))
             }
-            Some(_) => Ok(checks),
+            checks => Ok(checks),
         }
     }
 
@@ -396,11 +419,26 @@ impl PooledConnection {
         if let Some(cleaned) = self.cleaned.take() {
             return cleaned;
         }
-        self.append_reset(Checks::All);
-        let Backend { client, wire, .. } = self.backend();
-        client.batch_execute("").await.map_err(|error| Lost(error.to_string()))?;
-        wire.settled().await?;
-        self.cleaned(Checks::All)
+        let answers = self.backend().client.simple_query(&Checks::All.sql(None)).await;
+        let answers = answers.map_err(|error| Lost(error.to_string()))?;
+        self.backend().wire.settled().await?;
+        self.cleaned(Checks::All, &answers)
+    }
+}
+
+/// How thoroughly a connection is cleaned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Checks {
+    /// For use by whoever is next.
+    All,
+    /// For use by the same principal.
+    Trusting,
+}
+
+impl Checks {
+    fn sql(self, end: Option<&str>) -> String {
+        let proof = (self == Self::All).then_some(PROOF);
+        [end, Some(RESET), proof].into_iter().flatten().collect::<Vec<_>>().join("; ")
     }
 }
 

@@ -20,6 +20,5 @@ mod listener;
 mod opener;
 mod outcome;
 mod pool;
-mod reset;
 
 pub mod engine;

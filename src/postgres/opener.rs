@@ -24,12 +24,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::begin::{BEGIN, LoginTimeouts};
 use super::cancel::BackendCanceller;
-use super::connection::{StatementKey, TRANSACTION_ID, first_row};
+use super::connection::{Checks, StatementKey, TRANSACTION_ID, first_row};
 use super::error::pg_error;
 use super::net::{Address, Host, Stream};
 use super::options::{ConnectOptions, LoadBalanceHosts, Password, SslMode, TargetSessionAttrs};
 use super::pool::PoolOptions;
-use super::reset::{self, Checks};
 use super::value::Delimiters;
 use super::wire::{Watched, WatchedTls, Wire};
 use super::{outcome, tls};
@@ -285,21 +284,11 @@ impl Opener {
     /// Opens a connection, asks once where its transactions' ids mean something, and prepares what every transaction needs.
     async fn identified(&self, host: &Host) -> Result<Backend, OpenError> {
         let mut backend = self.open_at(host).await?;
-        let Backend { client, wire, .. } = &backend;
-        wire.append(reset::preparation());
-        // Each is sent when it is first polled, in this order.
-        let (reset, cluster, begin, transaction_id) = join!(
-            client.batch_execute(""),
-            outcome::cluster(client),
-            client.prepare(BEGIN),
-            client.prepare(TRANSACTION_ID)
-        );
-        let is_prepared = reset.is_ok() && wire.appended_row().is_some();
-        if is_prepared {
-            wire.add_prepared(reset::PREPARED);
-        }
-        let own = begin.and_then(|begin| Ok(OwnStatements { begin, transaction_id: transaction_id? }));
-        (backend.cluster, backend.own) = (cluster, own.ok().filter(|_| is_prepared));
+        let client = &backend.client;
+        let (cluster, begin, transaction_id) =
+            join!(outcome::cluster(client), client.prepare(BEGIN), client.prepare(TRANSACTION_ID));
+        backend.cluster = cluster;
+        backend.own = begin.and_then(|begin| Ok(OwnStatements { begin, transaction_id: transaction_id? })).ok();
         Ok(backend)
     }
 

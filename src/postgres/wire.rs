@@ -1,20 +1,16 @@
 //! Watches the messages on a connection, for what the driver does not tell: the transaction status of each
 //! ReadyForQuery, the full command tags, and whether PostgreSQL still owes an answer; and changes some of them, for what
 //! the driver does not do: a Bind asks for results in text where there is no reading their binary form, a row that is too
-//! large never gets into memory, requests that belong together share one Sync, and messages of our own go behind a Query.
+//! large never gets into memory, and requests that belong together share one Sync.
 //!
 //! Requests that share a Sync are answered in one write, and behind one that fails PostgreSQL passes over the rest. The
 //! driver, which sends a Sync with each and waits for as many ReadyForQuery, is told what it would hear if they had gone:
 //! that all is well so far, or that the transaction is aborted.
 //!
-//! What goes behind a Query shares a Sync with it, for which it has to become a statement of the extended protocol. The driver
-//! hears the answer to its Query alone.
-//!
 //! Knows message headers, never their meaning to the driver. Invariant: the watcher sees every byte before the driver
 //! does, so once the driver has answered, [`Wire`] knows at least as much.
 
 mod incoming;
-pub(super) mod message;
 mod outgoing;
 
 use incoming::{Incoming, Told};
@@ -24,11 +20,11 @@ use outgoing::{Outgoing, Pass};
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio_postgres::tls::{ChannelBinding, TlsConnect, TlsStream};
@@ -53,10 +49,8 @@ pub(super) struct Wire {
     changed: Notify,
     /// Notified when there is a notice.
     noticed: Notify,
-    /// How many of the messages to come are to be changed.
-    changes: AtomicUsize,
-    /// Whether answers come that the driver has not asked for.
-    unasked: AtomicBool,
+    /// How many Binds to come are not to ask for all binary.
+    changed_binds: AtomicUsize,
     /// Rows that are larger are taken out.
     row_bytes_max: AtomicUsize,
     /// How many bytes have come.
@@ -65,8 +59,8 @@ pub(super) struct Wire {
 
 #[derive(Debug)]
 struct Seen {
-    /// The ReadyForQuery to come.
-    owed: VecDeque<Owed>,
+    /// The ReadyForQuery to come, each with how many requests share its Sync but for the last.
+    owed: VecDeque<u32>,
     /// Requests sent since the last Sync.
     joined: u32,
     /// How many of those that share the next ReadyForQuery have been answered.
@@ -87,33 +81,7 @@ struct Seen {
     cancelled: u32,
     /// How Binds to come are changed.
     binds: VecDeque<Bind>,
-    /// What goes behind Queries to come.
-    appended: VecDeque<Bytes>,
-    /// How what went behind the last has fared so far.
-    more: More,
-    /// The last row that it returned, and how many prepared statements there were then.
-    more_row: (Vec<u8>, i64),
     lost: Option<Lost>,
-}
-
-/// A ReadyForQuery to come.
-#[derive(Debug, Clone, Copy)]
-struct Owed {
-    /// How many requests share its Sync but for the last.
-    joined: u32,
-    /// Whether more was sent with the request than the driver knows of.
-    with_more: bool,
-}
-
-/// What became of messages behind a Query.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-enum More {
-    /// The Query itself has not been answered.
-    #[default]
-    Waits,
-    Runs,
-    Failed,
-    Done,
 }
 
 /// How a result ended.
@@ -128,7 +96,7 @@ impl Wire {
     /// For a connection about to start: its startup is owed the first ReadyForQuery.
     pub(super) fn new() -> Arc<Self> {
         let seen = Seen {
-            owed: VecDeque::from([Owed { joined: 0, with_more: false }]),
+            owed: VecDeque::from([0]),
             joined: 0,
             answered: 0,
             status: TransactionStatus::Idle,
@@ -141,17 +109,13 @@ impl Wire {
             failures: 0,
             cancelled: 0,
             binds: VecDeque::new(),
-            appended: VecDeque::new(),
-            more: More::default(),
-            more_row: (Vec::new(), 0),
             lost: None,
         };
         Arc::new(Self {
             seen: Mutex::new(seen),
             changed: Notify::new(),
             noticed: Notify::new(),
-            changes: AtomicUsize::new(0),
-            unasked: AtomicBool::new(false),
+            changed_binds: AtomicUsize::new(0),
             row_bytes_max: AtomicUsize::new(usize::MAX),
             bytes_received: AtomicU64::new(0),
         })
@@ -182,6 +146,11 @@ impl Wire {
     /// The notices since [`Self::forget_notices`].
     pub(super) fn take_notices(&self) -> Vec<PgError> {
         std::mem::take(&mut self.lock().notices)
+    }
+
+    /// How many prepared statements the driver has on the server.
+    pub(super) fn prepared(&self) -> i64 {
+        self.lock().prepared
     }
 
     /// Whether text travels in another encoding than UTF-8.
@@ -277,49 +246,21 @@ impl Wire {
     /// asked to send it.
     pub(super) fn expect(&self, bind: Bind) {
         if bind.is_changed() {
-            self.changes.fetch_add(1, Ordering::SeqCst);
+            self.changed_binds.fetch_add(1, Ordering::SeqCst);
         }
         self.lock().binds.push_back(bind);
-    }
-
-    /// Has these messages go behind the next Query, which is to be a single command that returns no rows. Said right before
-    /// the driver is asked to send it.
-    pub(super) fn append(&self, messages: Bytes) {
-        self.changes.fetch_add(1, Ordering::SeqCst);
-        let mut seen = self.lock();
-        seen.appended.push_back(messages);
-        seen.more = More::Waits;
-        seen.more_row.0.clear();
-    }
-
-    /// What the last row was of what went behind the last Query, and how many prepared statements there were then; `None` if
-    /// not all has been done.
-    pub(super) fn appended_row(&self) -> Option<(Vec<u8>, i64)> {
-        let seen = self.lock();
-        (seen.more == More::Done).then(|| seen.more_row.clone())
-    }
-
-    /// Counts prepared statements of which the driver knows nothing.
-    pub(super) fn add_prepared(&self, count: u32) {
-        self.lock().prepared += i64::from(count);
-    }
-
-    fn next_appended(&self) -> Option<Bytes> {
-        let appended = self.lock().appended.pop_front()?;
-        self.changes.fetch_sub(1, Ordering::SeqCst);
-        Some(appended)
     }
 
     fn next_bind(&self) -> Bind {
         let bind = self.lock().binds.pop_front().unwrap_or_default();
         if bind.is_changed() {
-            self.changes.fetch_sub(1, Ordering::SeqCst);
+            self.changed_binds.fetch_sub(1, Ordering::SeqCst);
         }
         bind
     }
 
-    fn changes_messages(&self) -> bool {
-        self.changes.load(Ordering::SeqCst) > 0
+    fn changes_binds(&self) -> bool {
+        self.changed_binds.load(Ordering::SeqCst) > 0
     }
 
     /// Takes out rows that are larger than this, before the driver holds them in memory.
@@ -345,42 +286,17 @@ impl Wire {
         self.row_bytes_max.load(Ordering::Relaxed)
     }
 
-    /// Whether the driver has not asked for an answer, which is to be taken out.
-    fn is_unasked(&self, tag: u8) -> bool {
-        if !self.unasked.load(Ordering::Relaxed) {
-            return false;
-        }
-        let seen = self.lock();
-        seen.is_with_more()
-            && match tag {
-                b'1' | b'2' => true,
-                b'C' | b'D' | b'E' => seen.more != More::Waits,
-                _ => false,
-            }
-    }
-
-    /// A message was taken out.
-    fn taken_out(&self, tag: u8, body: &[u8]) {
-        let mut seen = self.lock();
-        match (tag, seen.more) {
-            _ if !seen.is_with_more() => seen.row_taken_out = true,
-            (b'D', More::Runs) => seen.more_row = (body.to_vec(), seen.prepared),
-            (b'E', More::Runs) => seen.more = More::Failed,
-            _ => {}
-        }
+    fn row_taken_out(&self) {
+        self.lock().row_taken_out = true;
     }
 
     fn sent(&self, tag: u8) {
         // Query, Sync and FunctionCall each end with one ReadyForQuery.
         if matches!(tag, b'Q' | b'S' | b'F') {
-            self.lock().owe(false);
+            let mut seen = self.lock();
+            let joined = std::mem::take(&mut seen.joined);
+            seen.owed.push_back(joined);
         }
-    }
-
-    /// A Query was sent, and more behind it.
-    fn sent_with_more(&self) {
-        self.unasked.store(true, Ordering::Relaxed);
-        self.lock().owe(true);
     }
 
     /// A request was sent without its Sync.
@@ -407,14 +323,9 @@ impl Wire {
                 drop(seen);
                 self.changed.notify_one();
             }
-            (b'I', _) => {
-                let mut seen = self.lock();
-                seen.run_more();
-                return seen.answered();
-            }
+            (b'I', _) => return self.lock().answered(),
             (b'C', body) => {
                 let mut seen = self.lock();
-                seen.run_more();
                 let row_taken_out = std::mem::take(&mut seen.row_taken_out);
                 if seen.tags.len() < TAGS_MAX {
                     let text = body.split(|&byte| byte == 0).next().unwrap_or_default();
@@ -425,15 +336,8 @@ impl Wire {
             }
             (b'Z', [status]) => {
                 let mut seen = self.lock();
-                let (joined, with_more) =
-                    seen.owed.pop_front().map_or((0, false), |owed| (owed.joined, owed.with_more));
+                let joined = seen.owed.pop_front().unwrap_or_default();
                 let passed_over = joined - std::mem::take(&mut seen.answered).min(joined);
-                if with_more {
-                    self.unasked.store(false, Ordering::Relaxed);
-                    if seen.more == More::Runs {
-                        seen.more = More::Done;
-                    }
-                }
                 seen.status = match status {
                     b'I' => TransactionStatus::Idle,
                     b'T' => TransactionStatus::Open,
@@ -455,26 +359,9 @@ impl Wire {
 }
 
 impl Seen {
-    fn owe(&mut self, with_more: bool) {
-        let joined = std::mem::take(&mut self.joined);
-        self.owed.push_back(Owed { joined, with_more });
-    }
-
-    /// A request has been done; if it is a Query that more goes behind, that comes next.
-    fn run_more(&mut self) {
-        if self.is_with_more() {
-            self.more = More::Runs;
-        }
-    }
-
-    /// Whether what comes answers more than the driver knows of.
-    fn is_with_more(&self) -> bool {
-        self.owed.front().is_some_and(|owed| owed.with_more)
-    }
-
     /// A request has been answered. Behind all but the last of those that share a Sync, the driver waits for more.
     fn answered(&mut self) -> Told {
-        if self.answered == self.owed.front().map_or(self.joined, |owed| owed.joined) {
+        if self.answered == self.owed.front().copied().unwrap_or(self.joined) {
             return Told::NOTHING;
         }
         self.answered += 1;
@@ -567,7 +454,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         ready!(self.poll_changed(cx))?;
         let Self { stream, wire, outgoing, .. } = self.get_mut();
-        if outgoing.is_changing() || wire.changes_messages() {
+        if outgoing.is_changing() || wire.changes_binds() {
             outgoing.pass(buf, wire, Pass::Changed)?;
             return Poll::Ready(Ok(buf.len()));
         }

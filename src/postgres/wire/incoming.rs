@@ -37,7 +37,7 @@ impl Told {
 }
 
 /// The messages that come, in a stream that arrives in arbitrary pieces. Of each body only the beginning is kept; rows
-/// that are too large are taken out, and answers that the driver has not asked for.
+/// that are too large are taken out.
 #[derive(Default)]
 pub(super) struct Incoming {
     header: Header,
@@ -47,9 +47,7 @@ pub(super) struct Incoming {
     kept: Vec<u8>,
     /// The message is taken out.
     taken_out: bool,
-    /// The driver has not asked for it.
-    is_unasked: bool,
-    /// How many bytes of the header are held back: the message may have to be taken out.
+    /// How many bytes of the header are held back: it may be a row's, to be taken out.
     pub(super) held: usize,
     /// What the driver is to be told, and behind how many of the bytes that are passed on.
     pub(super) told: Vec<(usize, Told)>,
@@ -97,14 +95,9 @@ impl Incoming {
                     at = news.len() - rest.len();
                     if is_whole {
                         self.left = Some(self.header.body());
-                        self.is_unasked = wire.is_unasked(self.header.tag());
-                        let is_too_large = self.is_row() && self.header.body() > wire.row_bytes_max();
-                        self.taken_out = self.is_unasked || is_too_large;
+                        self.taken_out = self.is_row() && self.header.body() > wire.row_bytes_max();
                         self.kept.clear();
-                    } else if filled_before == 0
-                        && self.header.filled > 0
-                        && (self.is_row() || wire.is_unasked(self.header.tag()))
-                    {
+                    } else if filled_before == 0 && self.header.filled > 0 && self.is_row() {
                         self.held = self.header.filled;
                         return passed;
                     }
@@ -112,7 +105,7 @@ impl Incoming {
                 Some(left) => {
                     at += left.min(news.len() - at);
                     let now = &news[begin..at];
-                    if !self.is_row() || self.is_unasked {
+                    if !self.is_row() {
                         self.kept.extend(now.iter().take(Self::KEPT_MAX - self.kept.len()));
                     }
                     self.left = Some(left - now.len());
@@ -124,7 +117,7 @@ impl Incoming {
             }
             if self.left == Some(0) {
                 if std::mem::take(&mut self.taken_out) {
-                    wire.taken_out(self.header.tag(), &self.kept);
+                    wire.row_taken_out();
                 } else {
                     let told = wire.received(self.header.tag(), &self.kept);
                     if told != Told::NOTHING {

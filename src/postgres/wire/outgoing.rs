@@ -3,9 +3,9 @@
 use std::io;
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{BufMut, BytesMut};
 
-use super::{Header, Wire, message};
+use super::{Header, Wire};
 use crate::broker::statement::WireFormat;
 
 /// How a request is changed.
@@ -37,8 +37,7 @@ impl Bind {
     }
 }
 
-/// The messages that go. Some Binds are changed: the driver asks for binary results only. Some Queries are: what goes behind
-/// them is to share their Sync, and they have none.
+/// The messages that go. Some Binds are changed: the driver asks for binary results only.
 pub(super) struct Outgoing {
     header: Header,
     /// How much of the header has gone.
@@ -51,8 +50,6 @@ pub(super) struct Outgoing {
     sync: Sync,
     /// The end of that Bind, which does not go.
     tail: Vec<u8>,
-    /// What goes behind the Query on its way.
-    appended: Option<Bytes>,
     /// What was changed and has not been written yet.
     pub(super) changed: BytesMut,
 }
@@ -78,17 +75,13 @@ impl Outgoing {
             formats: None,
             sync: Sync::Goes,
             tail: Vec::new(),
-            appended: None,
             changed: BytesMut::new(),
         }
     }
 
     /// Whether what comes next continues what has been changed.
     pub(super) fn is_changing(&self) -> bool {
-        self.formats.is_some()
-            || self.appended.is_some()
-            || matches!(self.sync, Sync::Joins | Sync::Waits)
-            || self.header.filled > self.header_out
+        self.formats.is_some() || matches!(self.sync, Sync::Joins | Sync::Waits) || self.header.filled > self.header_out
     }
 
     /// Follows what goes, and with [`Pass::Changed`] puts it by as it is to go.
@@ -131,17 +124,6 @@ impl Outgoing {
         if self.header.tag() == b'B' {
             Bind { formats: self.formats, sync: self.sync } = wire.next_bind();
         }
-        if self.header.tag() == b'Q'
-            && let Some(appended) = wire.next_appended()
-        {
-            self.appended = Some(appended);
-            // An unnamed statement, whose text is the Query's body, without parameters.
-            let [_, length @ ..] = self.header.bytes;
-            self.changed.put_u8(b'P');
-            self.changed.put_u32(u32::from_be_bytes(length).wrapping_add(3));
-            self.changed.put_u8(0);
-            return;
-        }
         if self.header.tag() == b'S' && matches!(self.sync, Sync::Joins | Sync::Waits) {
             return;
         }
@@ -173,13 +155,6 @@ impl Outgoing {
             }
         }
         match (self.header.tag(), self.sync) {
-            (b'Q', _) if let Some(appended) = self.appended.take() => {
-                self.changed.put_u16(0);
-                message::run("", &mut self.changed);
-                self.changed.put_slice(&appended);
-                message::sync(&mut self.changed);
-                wire.sent_with_more();
-            }
             (b'S', Sync::IsCounted) => self.sync = Sync::Goes,
             (b'S', Sync::Joins) => {
                 wire.joined();

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::broker::statement::WireFormat;
 
-fn sent(tag: u8, body: &[u8]) -> Vec<u8> {
+fn message(tag: u8, body: &[u8]) -> Vec<u8> {
     let length = u32::try_from(body.len() + 4).unwrap();
     [&[tag], length.to_be_bytes().as_slice(), body].concat()
 }
@@ -24,7 +24,7 @@ fn read(wire: &Wire, pieces: &[&[u8]]) -> Vec<u8> {
 fn write(wire: &Wire, outgoing: &mut Outgoing, pieces: &[&[u8]]) -> Vec<u8> {
     let mut written = Vec::new();
     for piece in pieces {
-        if outgoing.is_changing() || wire.changes_messages() {
+        if outgoing.is_changing() || wire.changes_binds() {
             outgoing.pass(piece, wire, Pass::Changed).unwrap();
             written.extend_from_slice(&outgoing.changed.split());
         } else {
@@ -44,8 +44,8 @@ fn pieces<'a>(stream: &'a [u8], cuts: &[prop::sample::Index]) -> Vec<&'a [u8]> {
 
 #[test]
 fn the_startup_message_has_no_tag() {
-    let (wire, startup) = (Wire::new(), sent(0, b"user\0x\0\0"));
-    let query = sent(b'Q', b"x");
+    let (wire, startup) = (Wire::new(), message(0, b"user\0x\0\0"));
+    let query = message(b'Q', b"x");
     let written = write(&wire, &mut Outgoing::new(), &[&startup[1..], &query]);
     assert_eq!((written, wire.lock().owed.len()), ([&startup[1..], &query].concat(), 2));
 }
@@ -66,15 +66,15 @@ async fn a_wire_is_settled_when_every_request_has_its_ready_for_query() {
 #[test]
 fn a_copy_has_one_sync_that_is_counted_when_it_begins() {
     let (wire, mut outgoing) = (Wire::new(), Outgoing::new());
-    write(&wire, &mut outgoing, &[&sent(0, b"\0")[1..]]);
+    write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
     wire.received(b'Z', b"I");
     wire.expect(Bind { sync: Sync::Waits, ..Bind::default() });
-    let begin = [sent(b'B', &[0; 8]), sent(b'E', b"\0\0\0\0\0"), sent(b'S', b"")];
+    let begin = [message(b'B', &[0; 8]), message(b'E', b"\0\0\0\0\0"), message(b'S', b"")];
     let written = write(&wire, &mut outgoing, &[&begin.concat()]);
     assert_eq!((written, wire.lock().owed.len()), (begin[..2].concat(), 1));
-    let end = [sent(b'd', b"data"), sent(b'c', b""), sent(b'S', b"")].concat();
+    let end = [message(b'd', b"data"), message(b'c', b""), message(b'S', b"")].concat();
     assert_eq!((write(&wire, &mut outgoing, &[&end]), wire.lock().owed.len()), (end, 1));
-    write(&wire, &mut outgoing, &[&sent(b'S', b"")]);
+    write(&wire, &mut outgoing, &[&message(b'S', b"")]);
     assert_eq!(wire.lock().owed.len(), 2);
 }
 
@@ -89,7 +89,7 @@ fn a_cancelled_request_is_counted_by_its_sqlstate() {
 #[tokio::test]
 async fn rows_that_nobody_wants_do_not_get_through() {
     let wire = Wire::new();
-    let (row, tag) = (sent(b'D', b"row"), sent(b'C', b"SELECT 1\0"));
+    let (row, tag) = (message(b'D', b"row"), message(b'C', b"SELECT 1\0"));
     wire.without_rows(async { assert_eq!(read(&wire, &[&row, &tag]), tag) }).await;
     assert_eq!(read(&wire, &[&row, &tag]), [row, tag].concat());
 }
@@ -110,7 +110,7 @@ proptest! {
     ) {
         let wire = Wire::new();
         wire.take_out_rows(50);
-        let messages: Vec<_> = bodies.iter().map(|(tag, length)| sent(*tag, &vec![b'x'; *length])).collect();
+        let messages: Vec<_> = bodies.iter().map(|(tag, length)| message(*tag, &vec![b'x'; *length])).collect();
         let passes = |(tag, length): &(u8, usize)| !matches!(tag, b'D' | b'd') || *length <= 50;
         let expected: Vec<u8> =
             bodies.iter().zip(&messages).filter(|(body, _)| passes(body)).flat_map(|(_, m)| m.clone()).collect();
@@ -128,23 +128,23 @@ proptest! {
     ) {
         let wire = Wire::new();
         let mut outgoing = Outgoing::new();
-        write(&wire, &mut outgoing, &[&sent(0, b"\0")[1..]]);
+        write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
         let (mut driver, mut expected) = (Vec::new(), Vec::new());
         for (columns, length) in binds {
             let formats = (columns > 0).then(|| vec![WireFormat::Text; columns].into());
             wire.expect(Bind { formats, ..Bind::default() });
             let start = vec![b'p'; length];
-            driver.extend(sent(b'B', &[&start[..], &Outgoing::ALL_BINARY].concat()));
-            driver.extend(sent(b'S', b""));
+            driver.extend(message(b'B', &[&start[..], &Outgoing::ALL_BINARY].concat()));
+            driver.extend(message(b'S', b""));
             let asked = match columns {
                 0 => Outgoing::ALL_BINARY.to_vec(),
                 columns => [&u16::try_from(columns).unwrap().to_be_bytes()[..], &vec![0; 2 * columns]].concat(),
             };
-            expected.extend(sent(b'B', &[start, asked].concat()));
-            expected.extend(sent(b'S', b""));
+            expected.extend(message(b'B', &[start, asked].concat()));
+            expected.extend(message(b'S', b""));
         }
         prop_assert_eq!(write(&wire, &mut outgoing, &pieces(&driver, &cuts)), expected);
-        prop_assert!(!wire.changes_messages());
+        prop_assert!(!wire.changes_binds());
     }
 
     #[test]
@@ -154,10 +154,10 @@ proptest! {
         cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
     ) {
         let (wire, mut outgoing) = (Wire::new(), Outgoing::new());
-        write(&wire, &mut outgoing, &[&sent(0, b"\0")[1..]]);
+        write(&wire, &mut outgoing, &[&message(0, b"\0")[1..]]);
         wire.received(b'Z', b"I");
-        let request = [sent(b'B', &[0; 8]), sent(b'E', b"\0\0\0\0\0")].concat();
-        let sync = sent(b'S', b"");
+        let request = [message(b'B', &[0; 8]), message(b'E', b"\0\0\0\0\0")].concat();
+        let sync = message(b'S', b"");
         for index in 0..count {
             let sync = if index + 1 < count { Sync::Joins } else { Sync::Goes };
             wire.expect(Bind { sync, ..Bind::default() });
@@ -165,11 +165,11 @@ proptest! {
         let driver = [request.clone(), sync.clone()].concat().repeat(count);
         let written = write(&wire, &mut outgoing, &pieces(&driver, &cuts));
         prop_assert_eq!(written, [request.repeat(count), sync].concat());
-        prop_assert_eq!((wire.lock().owed.len(), wire.changes_messages()), (1, false));
+        prop_assert_eq!((wire.lock().owed.len(), wire.changes_binds()), (1, false));
 
         let failing = failing.filter(|failing| *failing < count);
-        let answer = [sent(b'2', b""), sent(b'C', b"SELECT 0\0")].concat();
-        let (error, ready) = (sent(b'E', b"SERROR\0C22012\0\0"), |status| sent(b'Z', &[status]));
+        let answer = [message(b'2', b""), message(b'C', b"SELECT 0\0")].concat();
+        let (error, ready) = (message(b'E', b"SERROR\0C22012\0\0"), |status| message(b'Z', &[status]));
         let mut aborted = BytesMut::new();
         Told::Aborted(1).write(&mut aborted);
         let (server, expected) = match failing {
@@ -185,52 +185,6 @@ proptest! {
         };
         prop_assert_eq!(read(&wire, &pieces(&server, &cuts)), expected);
         prop_assert!(wire.lock().owed.is_empty());
-    }
-
-    #[test]
-    fn what_goes_behind_a_query_is_none_of_the_drivers_business(
-        count in 0..4_usize,
-        failing in prop::option::of(0..5_usize),
-        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
-    ) {
-        let (wire, mut outgoing) = (Wire::new(), Outgoing::new());
-        write(&wire, &mut outgoing, &[&sent(0, b"\0")[1..]]);
-        wire.received(b'Z', b"I");
-        let mut more = BytesMut::new();
-        for _ in 0..count {
-            message::parse("kept", "SELECT 1", &mut more);
-            message::run("kept", &mut more);
-        }
-        wire.append(more.clone().freeze());
-        let next = sent(b'Q', b"SELECT 2\0");
-        let driver = [sent(b'Q', b"COMMIT\0"), next.clone()].concat();
-        let written = write(&wire, &mut outgoing, &pieces(&driver, &cuts));
-        let mut expected = BytesMut::new();
-        message::parse("", "COMMIT", &mut expected);
-        message::run("", &mut expected);
-        expected.extend_from_slice(&more);
-        message::sync(&mut expected);
-        prop_assert_eq!(written, [&expected[..], &next].concat());
-        prop_assert!(!wire.changes_messages());
-
-        let failing = failing.filter(|failing| *failing <= count);
-        let (parsed, bound) = (sent(b'1', b""), sent(b'2', b""));
-        let (tag, error) = (|tag: &[u8]| sent(b'C', tag), sent(b'E', b"SERROR\0C26000\0\0"));
-        let ready = sent(b'Z', b"I");
-        let commit = [parsed.clone(), bound.clone(), tag(b"COMMIT\0")].concat();
-        let each = [parsed, bound, sent(b'D', b"\0\x01\0\0\0\x011"), tag(b"SELECT 1\0")].concat();
-        let (server, told) = match failing {
-            None => ([commit, each.repeat(count)].concat(), tag(b"COMMIT\0")),
-            Some(0) => (error.clone(), error),
-            Some(after) => ([commit, each.repeat(after - 1), error].concat(), tag(b"COMMIT\0")),
-        };
-        let notice = sent(b'N', b"SWARNING\0\0");
-        let server = [server, notice.clone(), ready.clone(), tag(b"SELECT 2\0"), ready.clone()].concat();
-        let told = [told, notice, ready.clone(), tag(b"SELECT 2\0"), ready].concat();
-        prop_assert_eq!(read(&wire, &pieces(&server, &cuts)), told);
-        prop_assert_eq!(wire.appended_row().is_some(), failing.is_none());
-        prop_assert_eq!(wire.lock().prepared, 0);
-        prop_assert!(wire.lock().owed.is_empty() && !wire.unasked.load(Ordering::Relaxed));
     }
 
     #[test]
