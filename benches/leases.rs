@@ -5,23 +5,21 @@
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "it prints its figures, and fails where it cannot")]
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod support;
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use session_broker::broker::commit::CommitTokens;
-use session_broker::broker::engine::Engine;
-use session_broker::broker::observer::Nobody;
 use session_broker::broker::principal::Principal;
-use session_broker::broker::profile::{Limits, Profile};
 use session_broker::broker::{BeginSession, Broker};
-use session_broker::config::Config;
-use session_broker::postgres::engine::PostgresEngine;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+
+use support::{LEASE_TTL_MAX, broker};
 
 /// When each session ended, by its id.
 #[derive(Clone, Default)]
@@ -73,30 +71,6 @@ fn main() {
     });
 }
 
-fn broker(sessions: usize) -> Broker {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(
-        file.path(),
-        "[engines.main]\nurl = \"postgresql://nobody@localhost/nowhere\"\n[authentication]\nanonymous = true\n[principals.anonymous]\n",
-    )
-    .unwrap();
-    let engine = Config::load(Some(file.path()), []).unwrap().engines.remove("main").unwrap();
-    let engine = PostgresEngine::new("main".into(), engine.connect, engine.pool, BTreeSet::new(), None);
-    let engines = BTreeMap::from([("main".to_owned(), Arc::new(engine) as Arc<dyn Engine>)]);
-    let limits = Limits { sessions_max: 2 * sessions + 100_000, tombstones_max: 10, ..Limits::default() };
-    let half_an_hour = Duration::from_mins(30);
-    let profile = Profile { lease_ttl_max: half_an_hour, session_idle_timeout: half_an_hour, ..Profile::default() };
-    Broker::new(
-        "broker-0".into(),
-        engines,
-        "main".into(),
-        profile.into(),
-        limits,
-        CommitTokens::new(&[0; 32]),
-        Arc::new(Nobody),
-    )
-}
-
 /// Bytes of the process in memory.
 fn resident() -> usize {
     let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
@@ -108,7 +82,7 @@ async fn memory(sessions: usize) -> usize {
     let broker = broker(sessions);
     let before = resident();
     for _ in 0..sessions {
-        let request = BeginSession { lease_ttl: Some(Duration::from_mins(30)), ..BeginSession::default() };
+        let request = BeginSession { lease_ttl: Some(LEASE_TTL_MAX), ..BeginSession::default() };
         broker.begin_session(&Principal::anonymous(), request).unwrap();
     }
     // The reaper has its own tables, which it fills in its own time.

@@ -42,7 +42,7 @@ impl Target {
     }
 }
 
-/// All of them, as PERFORMANCE has them, with what this run reached.
+/// All of them, with what this run reached.
 pub(crate) fn targets(samples: &Samples, siblings: &Siblings) -> Vec<Target> {
     let near = |clients| Setting { work: Work::Transaction, clients, distance: Distance::Near };
     let far = Setting { work: Work::Transaction, clients: 1, distance: Distance::Far };

@@ -104,7 +104,7 @@ impl CommitTokens {
     }
 
     /// A token for a transaction of `principal` on the engine of that name.
-    pub(super) fn seal(&self, principal: &Principal, engine: &str, transaction: &ClusterXid) -> CommitToken {
+    pub fn seal(&self, principal: &Principal, engine: &str, transaction: &ClusterXid) -> CommitToken {
         let ClusterXid { cluster: Cluster { system_identifier, timeline, epoch, database }, xid } = transaction;
         let mut bytes = Vec::with_capacity(Self::XID_BYTES + engine.len() + Self::SEAL_BYTES);
         bytes.extend(system_identifier.to_be_bytes());
@@ -119,7 +119,10 @@ impl CommitTokens {
     }
 
     /// The engine's name and the transaction in a token of `principal`.
-    pub(super) fn open(&self, principal: &Principal, text: &str) -> Result<(String, ClusterXid), ForgedToken> {
+    ///
+    /// # Errors
+    /// [`ForgedToken`] for what this key has not sealed for that principal.
+    pub fn open(&self, principal: &Principal, text: &str) -> Result<(String, ClusterXid), ForgedToken> {
         /// An engine's name is short, and so is a token.
         const TEXT_BYTES_MAX: usize = 1024;
 

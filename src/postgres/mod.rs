@@ -4,7 +4,7 @@
 
 mod array_literal;
 mod text_form;
-mod value;
+pub mod value;
 
 mod error;
 mod net;

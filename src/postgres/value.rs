@@ -209,7 +209,7 @@ pub(super) fn named_type(text: &str) -> Result<NamedType, String> {
 
 /// The format in which PostgreSQL is asked for results of the type: binary where that is read here, and otherwise its own
 /// text.
-pub(super) fn format(type_: &Type) -> WireFormat {
+pub fn format(type_: &Type) -> WireFormat {
     let read = match element(type_) {
         Some(element) => Carried::of(element),
         None if is_word(type_) => None,
@@ -229,7 +229,7 @@ pub(super) fn packed_format(type_: &Type) -> WireFormat {
 
 /// Why a result's value is not returned.
 #[derive(Debug)]
-pub(super) enum Refusal {
+pub enum Refusal {
     /// It takes more bytes than are left.
     TooLarge,
     /// What is wrong with it; never the value.
@@ -241,7 +241,7 @@ pub(super) enum Refusal {
 ///
 /// # Errors
 /// [`Refusal`].
-pub(super) fn decode<'a>(
+pub fn decode<'a>(
     type_: &Type,
     format: WireFormat,
     delimiters: &Delimiters,
@@ -305,7 +305,7 @@ fn read_array(element: &Type, delimiter: char, bytes: &[u8], bytes_left: &mut us
 
 /// What stands between the elements of arrays' literals: a comma, but for a few types.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Delimiters(HashMap<u32, char>);
+pub struct Delimiters(HashMap<u32, char>);
 
 impl Delimiters {
     /// The type of a result or a parameter whose arrays' delimiter is not known: one that an extension has brought.
@@ -440,9 +440,12 @@ impl<'a> FromSql<'a> for Raw<'a> {
 }
 
 /// A parameter ready to be sent.
-pub(super) enum Encoded {
+pub enum Encoded {
+    /// NULL.
     Null,
+    /// In text form.
     Text(String),
+    /// In binary form.
     Binary(Bytes),
 }
 
@@ -482,7 +485,7 @@ impl ToSql for Encoded {
 ///
 /// # Errors
 /// [`Error::Invalid`] naming the first parameter that does not fit.
-pub(super) fn encode(parameters: &[Parameter], types: &[Type], delimiters: &Delimiters) -> Result<Vec<Encoded>, Error> {
+pub fn encode(parameters: &[Parameter], types: &[Type], delimiters: &Delimiters) -> Result<Vec<Encoded>, Error> {
     if parameters.len() != types.len() {
         let problem = format!("are {}, the statement takes {}", parameters.len(), types.len());
         return Err(Error::invalid("parameters", problem));

@@ -6,7 +6,7 @@ import asyncio
 import gc
 import time
 import warnings
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 
 import pytest
 from conftest import Server
@@ -304,12 +304,21 @@ class TestLostAnswers:
                 assert commit.outcome is Outcome.COMMITTED
         assert count(server) == 1
 
-    async def test_a_commit_that_is_cancelled_is_told_when_asked_again(self, target: str, server: Server) -> None:
+    @pytest.mark.parametrize(
+        "commit",
+        [
+            pytest.param(lambda session: session.commit(), id="commit"),
+            pytest.param(lambda session: session.execute("SELECT 1", commit=True), id="a statement that commits"),
+        ],
+    )
+    async def test_a_commit_that_is_cancelled_is_told_when_asked_again(
+        self, target: str, server: Server, commit: Callable[[aio.Session], Coroutine[None, None, object]]
+    ) -> None:
         with link(target) as cable:
             async with aio.connect(cable.target, follow_owner=False) as broker, broker.session() as session:
                 await session.execute("INSERT INTO tasks VALUES (1, 'one')")
                 cable.drop_answers()
-                task = asyncio.create_task(session.commit())
+                task = asyncio.create_task(commit(session))
                 assert await asyncio.to_thread(cable.dropped.wait, 10)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
@@ -317,22 +326,6 @@ class TestLostAnswers:
                 cable.cut()
                 assert (await session.commit()).outcome is Outcome.COMMITTED
         assert count(server) == 1
-
-    async def test_a_statement_that_commits_and_is_cancelled_is_told_when_asked(
-        self, target: str, server: Server
-    ) -> None:
-        with link(target) as cable:
-            async with aio.connect(cable.target, follow_owner=False) as broker, broker.session() as session:
-                await session.execute("INSERT INTO tasks VALUES (1, 'one')")
-                cable.drop_answers()
-                task = asyncio.create_task(session.execute("INSERT INTO tasks VALUES (2, 'two')", commit=True))
-                assert await asyncio.to_thread(cable.dropped.wait, 10)
-                task.cancel()
-                with pytest.raises(asyncio.CancelledError):
-                    await task
-                cable.cut()
-                assert (await session.commit()).outcome is Outcome.COMMITTED
-        assert count(server) == 2
 
     async def test_a_stream_that_is_cut_is_not_complete(self, target: str) -> None:
         with link(target) as cable:
