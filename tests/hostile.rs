@@ -388,7 +388,7 @@ async fn calls_that_are_reset_as_fast_as_they_can_be_cost_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn headers_past_the_limit_are_refused_and_their_call_does_not_run() {
     let database = Database::create();
-    let broker = Program::serve(&database.url(), "");
+    let broker = Program::serve(&database.url(), "[telemetry]\nlog = \"session_broker=debug\"");
     let bounded = Bounded::start(&broker).await;
     long_headers(&broker.address).await;
     // The same call with its own headers alone begins a session.

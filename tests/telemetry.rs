@@ -439,7 +439,8 @@ async fn a_trace_goes_from_the_caller_to_its_statements_and_every_call_is_linked
     const SECRET: &str = "hush-hush";
 
     let (database, collector) = (Database::create(), Collector::start().await);
-    let broker = Program::serve_under(&collector.environment(), &database.url(), "");
+    let broker =
+        Program::serve_under(&collector.environment(), &database.url(), "[telemetry]\nlog = \"session_broker=debug\"");
     let mut client = broker.client();
     let begun = client.begin_session(traced(pb::BeginSessionRequest::default(), &traceparent(1, 1))).await.unwrap();
     let session_token = begun.into_inner().session_token;
@@ -727,9 +728,9 @@ async fn statements_of_a_kept_trace_tell_postgresql_where_they_stand_and_leave_t
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_logged_can_be_changed_while_the_broker_runs() {
     let database = Database::create();
-    let served = Served::start(&database, "[telemetry]\nlog = \"warn\"\n");
+    let served = Served::start(&database, "[telemetry]\nlog = \"info\"\n");
     let quiet = served.program.session().await;
-    served.write("[telemetry]\nlog = \"info\"\n");
+    served.write("[telemetry]\nlog = \"session_broker=debug,info\"\n");
     served.hang_up(&["log filter set"]);
     let loud = served.program.session().await;
     until(async || served.program.logged(&["session began", &loud.id]) == 1).await;

@@ -48,7 +48,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, SetOnce, mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
-use tracing::{Span, info, warn};
+use tracing::{Span, debug, info, warn};
 
 pub use idempotency::Fingerprint;
 pub use session::attach;
@@ -356,7 +356,8 @@ impl Broker {
         }
         let lease_ttl = session.lease_ttl();
         self.shared.tell(Event::SessionBegan { engine: session.engine().name() });
-        info!(
+        // No line for each session of thousands a second; those that do not end well have one.
+        debug!(
             session.id = %session.id(), %principal, engine = %session.engine().name(),
             profile = session.profile_name(), lease.ttl = ?lease_ttl, "session began"
         );

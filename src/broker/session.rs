@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
-use tracing::{Span, info};
+use tracing::{Span, debug, info};
 
 use super::account::{Resource, Taken};
 use super::admin::AUDIT;
@@ -877,7 +877,11 @@ impl Session {
             Life::Leased => {
                 self.shared.bury(self.id(), place);
                 self.shared.tell(Event::SessionEnded { engine: self.engine.name(), reason });
-                info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
+                if reason == EndReason::Closed {
+                    debug!(session.id = %self.id(), session.end_reason = %reason, "session ended");
+                } else {
+                    info!(session.id = %self.id(), session.end_reason = %reason, "session ended");
+                }
             }
             Life::OneShot => self.shared.registry.forget(self.id()),
         }

@@ -161,15 +161,18 @@ pub(super) fn interval(bytes: &[u8]) -> Result<String, Malformed> {
 ///
 /// `Malformed` if there are not exactly sixteen bytes.
 pub(super) fn uuid(bytes: &[u8]) -> Result<String, Malformed> {
-    let id = u128::from_be_bytes(bytes.try_into()?);
-    Ok(format!(
-        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
-        id >> 96,
-        id >> 80 & 0xFFFF,
-        id >> 64 & 0xFFFF,
-        id >> 48 & 0xFFFF,
-        id & 0xFFFF_FFFF_FFFF,
-    ))
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let bytes: [u8; 16] = bytes.try_into()?;
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.into_iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 0xF] {
+            text.push(char::from(DIGITS[usize::from(digit)]));
+        }
+    }
+    Ok(text)
 }
 
 /// Most digits a `numeric` displays after its point: NUMERIC_DSCALE_MAX.
