@@ -80,6 +80,7 @@ pub mod operations;
 pub mod grpc;
 
 pub mod config;
+mod hex;
 mod https;
 pub mod names;
 mod pem;

@@ -3,11 +3,12 @@
 //! A token reads `OWNER.ID.SECRET`: the replica that holds the session, the id, and 128 random bits. Invariant: the
 //! secret is compared in constant time and shown by nothing but [`SessionToken::expose`].
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::sync::Arc;
 
 use subtle::ConstantTimeEq;
 
+use crate::hex;
 use crate::random::random;
 
 /// The loggable name of a session: 128 random bits. It opens nothing.
@@ -56,7 +57,7 @@ impl SessionToken {
 
     /// The text to hand to the caller, and to nobody else.
     pub fn expose(&self) -> String {
-        format!("{}.{}.{}", self.owner, self.id, hex(&self.secret.0))
+        format!("{}.{}.{}", self.owner, self.id, hex::digits(&self.secret.0).collect::<String>())
     }
 
     /// The session's loggable name.
@@ -101,7 +102,7 @@ impl SessionId {
 
 impl fmt::Display for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        hex::digits(&self.0).try_for_each(|digit| f.write_char(digit))
     }
 }
 
@@ -109,10 +110,6 @@ impl fmt::Debug for SessionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
-}
-
-fn hex(bytes: &[u8; 16]) -> String {
-    format!("{:032x}", u128::from_be_bytes(*bytes))
 }
 
 fn unhex(text: &str) -> Option<[u8; 16]> {

@@ -14,6 +14,7 @@ use serde_json::{Number, Value as Json};
 use unicode_width::UnicodeWidthStr;
 
 use crate::grpc::pb;
+use crate::hex;
 use pb::value::Kind;
 
 /// What stands for NULL in a table.
@@ -396,15 +397,13 @@ fn text(type_name: &str, value: &pb::Value) -> Option<String> {
         Some(Kind::IntValue(value)) => Some(value.to_string()),
         Some(Kind::DoubleValue(value)) => Some(float(type_name, *value)),
         Some(Kind::StringValue(text)) => Some(text.clone()),
-        Some(Kind::BytesValue(bytes)) => Some(hex(bytes)),
+        Some(Kind::BytesValue(bytes)) => Some(bytea(bytes)),
         Some(Kind::ListValue(list)) => Some(bounds(list) + &array(type_name, list)),
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
-    let digits = digits.map(|digit| char::from_digit(digit.into(), 16).expect("four bits are a digit"));
-    "\\x".chars().chain(digits).collect()
+fn bytea(bytes: &[u8]) -> String {
+    "\\x".chars().chain(hex::digits(bytes)).collect()
 }
 
 /// The shortest decimal that reads back as the same number of the type, or of the elements of the array's type.

@@ -4,7 +4,7 @@
 //! one.
 
 use std::collections::BTreeMap;
-use std::fmt;
+use std::fmt::{self, Write};
 
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -12,6 +12,7 @@ use subtle::{ConditionallySelectable, ConstantTimeEq};
 
 use super::{named, sha256};
 use crate::broker::principal::Principal;
+use crate::hex;
 use crate::random::random;
 use crate::secret::Secret;
 
@@ -41,7 +42,7 @@ impl TokenDigest {
 impl fmt::Display for TokenDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PREFIX)?;
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        hex::digits(&self.0).try_for_each(|digit| f.write_char(digit))
     }
 }
 

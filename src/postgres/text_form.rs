@@ -8,6 +8,8 @@ use std::array::TryFromSliceError;
 use std::iter;
 use std::ops::{Range, RangeInclusive};
 
+use crate::hex;
+
 /// The bytes are not a value of the type: truncated, too long, or outside PostgreSQL's range.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -161,16 +163,13 @@ pub(super) fn interval(bytes: &[u8]) -> Result<String, Malformed> {
 ///
 /// `Malformed` if there are not exactly sixteen bytes.
 pub(super) fn uuid(bytes: &[u8]) -> Result<String, Malformed> {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let bytes: [u8; 16] = bytes.try_into()?;
     let mut text = String::with_capacity(36);
-    for (index, byte) in bytes.into_iter().enumerate() {
-        if matches!(index, 4 | 6 | 8 | 10) {
+    for (index, digit) in hex::digits(&bytes).enumerate() {
+        if matches!(index, 8 | 12 | 16 | 20) {
             text.push('-');
         }
-        for digit in [byte >> 4, byte & 0xF] {
-            text.push(char::from(DIGITS[usize::from(digit)]));
-        }
+        text.push(digit);
     }
     Ok(text)
 }

@@ -16,6 +16,7 @@ use super::text_form::{self, Malformed};
 use crate::broker::error::Error;
 use crate::broker::statement::{Parameter, WireFormat};
 use crate::broker::value::{List, Value, ValueRef};
+use crate::hex;
 
 type BoxError = Box<dyn std::error::Error + Sync + Send>;
 
@@ -109,7 +110,7 @@ impl Carried {
             (Self::Float8, Value::Int(value)) => exactly(*value, f64::MANTISSA_DIGITS, "float8"),
             (Self::Float4, Value::Double(value)) => float4(*value),
             (Self::Float8 | Self::Numeric, Value::Double(value)) => Ok(float(*value)),
-            (Self::Bytea, Value::Bytes(bytes)) => Ok(hex(bytes)),
+            (Self::Bytea, Value::Bytes(bytes)) => Ok(bytea(bytes)),
             (wanted, value) => Err(format!("is a {}: {}", value.kind(), wanted.wants())),
         }
     }
@@ -583,14 +584,10 @@ fn float(value: f64) -> String {
     format!("{value:?}")
 }
 
-/// bytea's text form.
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
+fn bytea(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(2 + 2 * bytes.len());
     text.push_str("\\x");
-    for byte in bytes {
-        write!(text, "{byte:02x}").expect("a String takes everything");
-    }
+    text.extend(hex::digits(bytes));
     text
 }
 
@@ -604,7 +601,7 @@ mod tests {
         encode_one(value, type_, &Delimiters::default()).map(|encoded| match encoded {
             Encoded::Null => "NULL".into(),
             Encoded::Text(text) => text,
-            Encoded::Binary(bytes) => hex(&bytes),
+            Encoded::Binary(bytes) => bytea(&bytes),
         })
     }
 

@@ -101,6 +101,8 @@ struct Reading {
 struct Pipeline<'a> {
     /// How the transaction begins, unless that has been sent.
     begin: Option<&'a TransactionOptions>,
+    /// What of the broker's begins it ahead of its first statement, where that can share a Sync.
+    ahead: Option<&'a Prepared>,
     beginning: Option<Asked<'a, u64>>,
     /// The next to be sent.
     held: Option<Held<'a>>,
@@ -183,6 +185,7 @@ impl PooledConnection {
         let wire = &self.backend().wire;
         let mut pipeline = Pipeline {
             begin,
+            ahead: begin.and_then(|options| self.begin_ahead(options)),
             beginning: None,
             held: None,
             joined: 0,
@@ -204,7 +207,7 @@ impl PooledConnection {
             };
             let prepared = match ready {
                 Some(prepared) => {
-                    if let Some(options) = pipeline.begin.take_if(|options| self.begin_ahead(options).is_none()) {
+                    if let Some(options) = pipeline.begin.take_if(|_| pipeline.ahead.is_none()) {
                         if let Err(error) = self.begin(options, async { Ok(()) }).await {
                             return Err(self.halt(pipeline, index, error, was_cached).await);
                         }
@@ -277,7 +280,7 @@ impl PooledConnection {
     async fn send_held<'a>(&'a self, pipeline: &mut Pipeline<'a>, sync: Sync) {
         let Some(Held { statement, prepared, parameters, reading, was_cached }) = pipeline.held.take() else { return };
         let Backend { client, wire, .. } = self.backend();
-        if let Some(begin) = pipeline.begin.take().and_then(|options| self.begin_ahead(options)) {
+        if let Some(begin) = pipeline.begin.take().and(pipeline.ahead) {
             pipeline.beginning = Some(self.send_begin(begin).await);
         }
         let sync = if pipeline.joined < JOINED_MAX { sync } else { Sync::Goes };
